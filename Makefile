@@ -1,0 +1,137 @@
+# Every target needs only cargo, g++ and Python 3.11+; no root. What is built already is not built again.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON ?= python3
+NIXL_VERSION := 1.5.1
+# The oldest supported NIXL: the tests load it once.
+NIXL_OLDEST := 1.4.1
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PEERS := .cache/peers/upstream
+DIST ?= dist
+OLDEST := .cache/nixl-$(NIXL_OLDEST)
+
+# Cargo has one word for "with Python"; maturin reads the same two features from pyproject.toml.
+PYTHON_FEATURES := --features python,abi3
+
+VENV_READY := $(VENV)/.ready
+EXTENSION_READY := $(VENV)/.extension-ready
+SOURCES := $(shell find src build_backend -name '*.rs' -o -name 'bindgen_env.py' 2>/dev/null)
+MANIFESTS := $(wildcard Cargo.toml Cargo.lock pyproject.toml)
+
+##@ Daily work
+
+help: ## List the targets
+	@awk 'BEGIN { FS = ":.*## " } /^##@ / { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "The interpreter of a new virtual environment: make PYTHON=python3.12 setup"
+
+setup: $(VENV_READY) .cargo/config.toml ## Make the virtual environment; afterwards plain cargo works too
+
+build: setup $(EXTENSION_READY) ## Build the extension module into the virtual environment
+
+demo: build ## Hand a tensor from one process to another over real NIXL
+	$(BIN)/dynamo-nixl demo
+
+test: build $(OLDEST)/.ready ## Run lint and every test not marked `long`
+	$(MAKE) --no-print-directory lint
+	$(MAKE) --no-print-directory test-rust
+	$(MAKE) --no-print-directory test-python
+
+format: setup ## Format Rust and Python
+	cargo fmt
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+##@ Parts of `make test`
+
+lint: lint-rust lint-python ## Both of the next two
+
+lint-rust: setup ## rustfmt, clippy, rustdoc, ignored tests
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+	cargo clippy --all-targets --features testing -- -D warnings
+	cargo clippy --all-targets $(PYTHON_FEATURES) -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --quiet
+	$(BIN)/python scripts/check_rust_skips.py
+
+lint-python: build ## ruff, mypy, stubtest
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/stubtest dynamo_nixl._core --allowlist tests/python/stubtest-allow.txt
+
+test-rust: setup ## Rust tests, with and without the scripted transport, none of them with Python
+	scripts/cargo_test.sh
+	scripts/cargo_test.sh --features testing
+
+test-python: build $(OLDEST)/.ready ## Python tests not marked `long`
+	$(BIN)/python -m pytest
+
+##@ Now and then
+
+test-long: build $(OLDEST)/.ready ## Tests marked `long`: they take minutes each
+	$(BIN)/python -m pytest -m long -o timeout=1800 -o faulthandler_timeout=0
+
+wheel: setup ## Build the abi3 wheel into dist/
+	$(BIN)/maturin build --release --locked --out "$(DIST)"
+
+bench: setup ## Rust benchmarks, no Python
+	cargo bench
+
+bench-python: build ## Python benchmarks beside raw NIXL and, after `make peers`, upstream
+	$(BIN)/python benches/python/transfer.py
+
+peers: $(PEERS)/.ready ## Upstream's own environment, in .cache/peers/upstream (several GB)
+
+peers-nixl141: $(OLDEST)/.ready ## The oldest supported NIXL, in .cache/nixl-1.4.1
+
+clean: ## Remove what was built; keep the environments
+	rm -rf target dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f python/dynamo_nixl/*.so $(EXTENSION_READY)
+	find python tests build_backend scripts benches -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## Remove everything that git ignores here
+	rm -rf $(VENV) .cache .cargo/config.toml
+
+.PHONY: help setup build demo test format lint lint-rust lint-python test-rust test-python test-long wheel bench bench-python \
+	peers peers-nixl141 clean distclean
+
+# The files behind the targets.
+
+$(VENV_READY): requirements-dev.txt
+	scripts/check_tools.sh "$(PYTHON)"
+	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	$(PIP) install -r requirements-dev.txt
+	$(PIP) install --no-deps nixl-cu12==$(NIXL_VERSION)
+	touch $@
+
+.cargo/config.toml: $(VENV_READY) scripts/write_cargo_config.py build_backend/bindgen_env.py
+	$(BIN)/python scripts/write_cargo_config.py
+	touch $@
+
+# Always the release profile: `make demo`, `make test`, `make wheel` and `cargo bench` then share one build.
+$(EXTENSION_READY): $(SOURCES) $(MANIFESTS) | $(VENV_READY) .cargo/config.toml
+	$(BIN)/maturin develop --release
+	touch $@
+
+$(OLDEST)/.ready: | $(VENV_READY)
+	rm -rf $(OLDEST)
+	$(PIP) install --no-deps --target $(OLDEST) nixl-cu12==$(NIXL_OLDEST)
+	touch $@
+
+$(PEERS)/.ready:
+	scripts/check_tools.sh "$(PYTHON)"
+	rm -rf $(PEERS)
+	"$(PYTHON)" -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install torch==2.13.0 numpy pydantic uvloop
+	$(PEERS)/bin/python -m pip install --no-deps nixl==1.5.1 nixl-cu13==1.5.1 ai-dynamo-runtime==1.6.1
+	touch $@
