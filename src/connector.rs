@@ -1,0 +1,394 @@
+//! The façade: what Python, the Rust tests and the benches use. It knows no Python.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::descriptor::{TransferPlan, check_side};
+use crate::error::{Error, ErrorKind, Result};
+use crate::exposure::Exposure;
+use crate::operation::{Operation, Outcome};
+use crate::peer::RemoteMetadata;
+use crate::reactor::lane::Lane;
+use crate::reactor::state::closed;
+use crate::reactor::thread;
+use crate::reactor::transfer::Transfer;
+use crate::region::{LocalMemory, Region};
+use crate::transport::{AgentFlavor, TransportFactory, nixl};
+use crate::types::{AgentName, Direction, MemoryRange, OperationKey};
+use crate::wire::Encoding;
+
+/// Every connector of this process that still exists, for [`shutdown`].
+static CONNECTORS: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
+
+/// A connector: exposes memory, and moves bytes to and from memory that others expose.
+///
+/// Cheap to clone; clones share everything. When the last clone and the last operation are gone, its lanes drive what is
+/// in flight to its end and then destroy their agents, on their own threads.
+#[derive(Clone)]
+pub struct Connector {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    name: AgentName,
+    factory: TransportFactory,
+    lanes: Mutex<Lanes>,
+    generation: AtomicU64,
+}
+
+#[derive(Default)]
+struct Lanes {
+    /// Exposures, and transfers with peers of our own kind.
+    control: Option<Arc<Lane>>,
+    /// Transfers with foreign owners, which an agent with `MM_ERROR_HANDLING` would hang on.
+    plain: Option<Arc<Lane>>,
+    is_closed: bool,
+}
+
+/// Counters of a connector, for people and tests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Ranges registered now, over all agents.
+    pub regions: usize,
+    /// Remote agents loaded now, over all agents.
+    pub peers: usize,
+    /// Transfers the wire is not done with.
+    pub transfers: usize,
+    /// Exposures nobody has completed yet.
+    pub exposures: usize,
+    /// Ranges that stay pinned because a failed piece over them can never be shown quiet.
+    pub unquiet_regions: usize,
+    /// Notifications that completed an exposure.
+    pub notifications_matched: u64,
+    /// Notifications that matched nothing.
+    pub notifications_unknown: u64,
+    /// Notifications that matched nothing and are not UTF-8.
+    pub notifications_malformed: u64,
+}
+
+impl Connector {
+    /// A connector on real NIXL, named `name` among its peers. Makes no agent until it is opened or used.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self::with_factory(name, nixl::factory())
+    }
+
+    /// A connector whose agents `factory` makes.
+    #[must_use]
+    pub fn with_factory(name: &str, factory: TransportFactory) -> Self {
+        let inner = Arc::new(Inner {
+            name: AgentName::new(name),
+            factory,
+            lanes: Mutex::new(Lanes::default()),
+            generation: AtomicU64::new(1),
+        });
+        let mut connectors = CONNECTORS.lock();
+        connectors.retain(|connector| connector.strong_count() > 0);
+        connectors.push(Arc::downgrade(&inner));
+        Self { inner }
+    }
+
+    /// The name of the control agent.
+    #[must_use]
+    pub fn name(&self) -> &AgentName {
+        &self.inner.name
+    }
+
+    /// Makes the control agent, if need be, and waits for it: half a second the first time. From any thread, any number
+    /// of times.
+    ///
+    /// # Errors
+    /// Why the agent could not be made ([`ErrorKind::Library`], [`ErrorKind::Backend`]), or [`ErrorKind::Closed`].
+    pub fn open(&self) -> Result<()> {
+        self.inner.control()?.wait_open().map(drop)
+    }
+
+    /// Whether the control agent exists.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        let lanes = self.inner.lanes.lock();
+        !lanes.is_closed
+            && lanes
+                .control
+                .as_ref()
+                .is_some_and(|lane| matches!(lane.opened(), Some(Ok(_))))
+    }
+
+    /// Starts to move `remote[i]` into `local[i]`, or the other way round. Never waits for the wire.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] where the lists do not pair, [`ErrorKind::Metadata`] where the metadata is
+    /// malformed, this connector's own, or does not cover `remote`, [`ErrorKind::Closed`]. Whatever fails later is the
+    /// operation's outcome.
+    pub fn begin(
+        &self,
+        direction: Direction,
+        metadata: &str,
+        key: OperationKey,
+        remote: &[MemoryRange],
+        local: Vec<LocalMemory>,
+    ) -> Result<OperationHandle> {
+        let metadata = RemoteMetadata::decode(metadata)?;
+        if key.as_bytes().is_empty() {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "begin transfer",
+                "the notification key is empty",
+            ));
+        }
+        let local_ranges: Vec<MemoryRange> = local.iter().map(|memory| memory.range).collect();
+        let plan = TransferPlan::new(&local_ranges, remote)?;
+        metadata.check_covers(remote)?;
+        // An owner without the trailer, or without `MM_ERROR_HANDLING`, needs a reader without it.
+        let is_own = metadata
+            .trailer()
+            .is_some_and(|trailer| trailer.shared_memory_notifications);
+        let lane = if is_own {
+            self.inner.control()?
+        } else {
+            self.inner.plain()?
+        };
+        if metadata.agent() == &self.inner.name || metadata.agent() == &plain_name(&self.inner.name) {
+            return Err(Error::new(
+                ErrorKind::Metadata,
+                "begin transfer",
+                "the metadata is this connector's own: NIXL cannot connect an agent with itself",
+            )
+            .with_context("agent", metadata.agent())
+            .with_hint("use a second Connector for the other side"));
+        }
+        let operation = Operation::new(direction, key, Some(metadata.agent().clone()), plan.total_bytes());
+        lane.start(Transfer::new(Arc::clone(&operation), Arc::new(metadata), plan, local));
+        Ok(OperationHandle {
+            operation,
+            side: Side::Active(Arc::clone(&lane)),
+            _connector: self.clone(),
+        })
+    }
+
+    /// Lets one peer read (`Direction::Read`) or write (`Direction::Write`) `local`, once.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] for no or mixed ranges, what [`Connector::open`] reports, [`ErrorKind::Closed`].
+    /// A failure to register is the operation's outcome.
+    pub fn expose(&self, direction: Direction, local: Vec<LocalMemory>) -> Result<OperationHandle> {
+        let ranges: Vec<MemoryRange> = local.iter().map(|memory| memory.range).collect();
+        if ranges.is_empty() {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "expose memory",
+                "there is no descriptor to expose",
+            ));
+        }
+        check_side("local", &ranges)?;
+        let total = ranges
+            .iter()
+            .fold(0_u64, |total, range| total.saturating_add(range.len.0));
+        let lane = self.inner.control()?;
+        let operation = Operation::new(direction, OperationKey::random(), None, total);
+        let generation = self.inner.generation.fetch_add(1, Ordering::Relaxed);
+        let exposure = Exposure::start(Arc::clone(&operation), lane, local, generation)?;
+        Ok(OperationHandle {
+            operation,
+            side: Side::Passive(exposure),
+            _connector: self.clone(),
+        })
+    }
+
+    /// Registers memory with the control agent, so that operations on exactly this range need not.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Registration`], what [`Connector::open`] reports, [`ErrorKind::Closed`].
+    pub fn register(&self, memory: &LocalMemory) -> Result<Region> {
+        self.inner.control()?.wait_open()?.regions.acquire(memory)
+    }
+
+    /// The remote agents that are loaded now.
+    #[must_use]
+    pub fn peers(&self) -> Vec<AgentName> {
+        self.inner.lanes().iter().flat_map(|lane| lane.peers()).collect()
+    }
+
+    /// The counters now.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let mut stats = Stats::default();
+        for lane in self.inner.lanes() {
+            stats.peers += lane.peers().len();
+            let (transfers, unquiet) = lane.pending();
+            stats.transfers += transfers;
+            stats.unquiet_regions += unquiet;
+            if let Some(Ok(opened)) = lane.opened() {
+                let (matched, unknown, malformed) = opened.dispatcher.counts();
+                stats.regions += opened.regions.len();
+                stats.exposures += opened.dispatcher.waiting();
+                stats.notifications_matched += matched;
+                stats.notifications_unknown += unknown;
+                stats.notifications_malformed += malformed;
+            }
+        }
+        stats
+    }
+
+    /// Closes the connector: takes nothing new, fails what is unfinished with [`ErrorKind::Closed`], drives pieces in
+    /// flight to their end for at most `timeout`, destroys the agents. Idempotent.
+    ///
+    /// True where everything was quiet. What was not stays pinned for the life of the process, its agent alive.
+    pub fn close(&self, timeout: Duration) -> bool {
+        self.inner.close(timeout)
+    }
+}
+
+impl fmt::Debug for Connector {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Connector")
+            .field("name", &self.inner.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn control(&self) -> Result<Arc<Lane>> {
+        self.lane(
+            |lanes| &mut lanes.control,
+            self.name.clone(),
+            AgentFlavor::SharedMemoryErrors,
+        )
+    }
+
+    fn plain(&self) -> Result<Arc<Lane>> {
+        self.lane(|lanes| &mut lanes.plain, plain_name(&self.name), AgentFlavor::Plain)
+    }
+
+    /// The lane in a slot, started if need be. A lane whose agent failed is replaced, so that a later call tries again.
+    fn lane(
+        &self,
+        slot: impl FnOnce(&mut Lanes) -> &mut Option<Arc<Lane>>,
+        name: AgentName,
+        flavor: AgentFlavor,
+    ) -> Result<Arc<Lane>> {
+        let mut lanes = self.lanes.lock();
+        if lanes.is_closed {
+            return Err(closed());
+        }
+        let slot = slot(&mut lanes);
+        if let Some(lane) = slot {
+            if !matches!(lane.opened(), Some(Err(_))) {
+                return Ok(Arc::clone(lane));
+            }
+        }
+        let lane = Lane::spawn(name, flavor, Arc::clone(&self.factory))?;
+        *slot = Some(Arc::clone(&lane));
+        Ok(lane)
+    }
+
+    fn lanes(&self) -> Vec<Arc<Lane>> {
+        let lanes = self.lanes.lock();
+        lanes.control.iter().chain(&lanes.plain).cloned().collect()
+    }
+
+    fn close(&self, timeout: Duration) -> bool {
+        let ending = {
+            let mut lanes = self.lanes.lock();
+            lanes.is_closed = true;
+            [lanes.control.take(), lanes.plain.take()]
+        };
+        let deadline = Instant::now() + timeout;
+        for lane in ending.iter().flatten() {
+            lane.begin_close(deadline);
+        }
+        let mut quiet = true;
+        for lane in ending.iter().flatten() {
+            quiet &= lane.join(deadline);
+        }
+        quiet
+    }
+}
+
+fn plain_name(name: &AgentName) -> AgentName {
+    AgentName::new(&format!("{name}-plain"))
+}
+
+/// Closes every connector of this process and waits for every lane that outlived its connector. For the process's exit:
+/// afterwards no thread of ours runs NIXL. True where everything was quiet.
+pub fn shutdown(timeout: Duration) -> bool {
+    let connectors = std::mem::take(&mut *CONNECTORS.lock());
+    let deadline = Instant::now() + timeout;
+    let mut quiet = true;
+    for connector in connectors.iter().filter_map(Weak::upgrade) {
+        quiet &= connector.close(deadline.saturating_duration_since(Instant::now()));
+    }
+    thread::join_orphans();
+    quiet
+}
+
+/// An operation as its owner holds it. Dropping it cancels the operation, if it is unfinished; the wire's last pieces are
+/// still driven to their end with their memory pinned.
+#[derive(Debug)]
+pub struct OperationHandle {
+    operation: Arc<Operation>,
+    side: Side,
+    /// An operation outlives its connector's last other holder.
+    _connector: Connector,
+}
+
+#[derive(Debug)]
+enum Side {
+    Active(Arc<Lane>),
+    Passive(Exposure),
+}
+
+impl OperationHandle {
+    /// The operation's state.
+    #[must_use]
+    pub fn operation(&self) -> &Arc<Operation> {
+        &self.operation
+    }
+
+    /// The text for `RdmaMetadata.nixl_metadata`; the passive side's, once it has started.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] on the active side, else as the export fails.
+    pub fn metadata(&self, encoding: Encoding) -> Result<String> {
+        match &self.side {
+            Side::Passive(exposure) => exposure.metadata(encoding),
+            Side::Active(_) => Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "export metadata",
+                "only the side that exposes memory has metadata",
+            )),
+        }
+    }
+
+    /// Ends an unfinished operation as cancelled. True if this call ended it. On the passive side its registrations are
+    /// given back, also where it was finished.
+    pub fn cancel(&self) -> bool {
+        match &self.side {
+            Side::Active(lane) => {
+                let ended = self.operation.finish(Outcome::Cancelled);
+                lane.touch();
+                ended
+            }
+            Side::Passive(exposure) => {
+                let was_finished = exposure.operation().is_finished();
+                exposure.end();
+                !was_finished
+            }
+        }
+    }
+}
+
+impl Drop for OperationHandle {
+    fn drop(&mut self) {
+        if let Side::Active(lane) = &self.side {
+            if self.operation.finish(Outcome::Cancelled) {
+                lane.touch();
+            }
+        }
+    }
+}

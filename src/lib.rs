@@ -1,0 +1,19 @@
+//! dynamo_nixl moves tensors between processes on NIXL: one exposes memory, the other copies it one-sided, both await
+//! the end.
+//!
+//! The core knows no Python; feature `python` adds the extension module on top of [`connector`]. `ARCHITECTURE.md` has
+//! the map and the rules that hold between the modules.
+
+pub mod connector;
+pub mod descriptor;
+pub mod error;
+pub(crate) mod exposure;
+pub mod operation;
+pub mod peer;
+#[cfg(feature = "python")]
+mod python;
+pub(crate) mod reactor;
+pub mod region;
+pub mod transport;
+pub mod types;
+pub mod wire;

@@ -1,0 +1,280 @@
+//! What one agent knows of its remote agents: what is loaded, how many transfers use it, and what may be done next.
+//!
+//! Two facts of NIXL shape this module. A refused load makes a peer's name unloadable for the agent's life, so every
+//! conflict is found here, on our own parse, before NIXL sees the metadata. And invalidating a peer loses sight of its
+//! requests while their bytes go on landing, so a peer is only invalidated when no transfer uses it; whoever needs that
+//! waits, and newcomers wait behind it.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+
+use bytes::Bytes;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::transport::Transport;
+use crate::types::{AgentName, MemoryRange};
+use crate::wire::{AgentBlob, Connection, Envelope, Trailer, decode};
+
+/// A peer with more loaded regions than this is reloaded from scratch at the next quiet moment.
+const MAX_REGIONS_PER_PEER: usize = 16_384;
+
+/// With so many peers loaded, the one unused for longest makes room: each holds sockets and shared memory, and a process
+/// that serves short-lived peers must not collect them for ever.
+const MAX_PEERS: usize = 256;
+
+/// A passive side's metadata, decoded, parsed and bounded.
+#[derive(Clone)]
+pub struct RemoteMetadata {
+    raw: Vec<u8>,
+    blob: AgentBlob,
+    trailer: Option<Trailer>,
+}
+
+impl RemoteMetadata {
+    /// Decodes and parses the text of `RdmaMetadata.nixl_metadata`, in either encoding.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Metadata`].
+    pub fn decode(text: &str) -> Result<Self> {
+        let Envelope { blob: raw, trailer, .. } = decode(text)?;
+        let blob = AgentBlob::parse(&raw)?;
+        Ok(Self { raw, blob, trailer })
+    }
+
+    /// The agent that exposes the memory.
+    #[must_use]
+    pub fn agent(&self) -> &AgentName {
+        &self.blob.agent
+    }
+
+    /// What a peer of our own kind says of itself; `None` for a foreign one.
+    #[must_use]
+    pub fn trailer(&self) -> Option<&Trailer> {
+        self.trailer.as_ref()
+    }
+
+    /// Checks that the metadata covers every range that moves bytes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Metadata`] naming the first range that it does not.
+    pub fn check_covers(&self, ranges: &[MemoryRange]) -> Result<()> {
+        // Mostly each descriptor is a region of its own: with thousands of both, a search for each would take long.
+        let exact: HashSet<&MemoryRange> = self.regions().map(|(region, _)| region).collect();
+        for (index, range) in ranges.iter().enumerate() {
+            let covered =
+                range.len.0 == 0 || exact.contains(range) || self.regions().any(|(region, _)| region.covers(range));
+            if !covered {
+                return Err(Error::new(
+                    ErrorKind::Metadata,
+                    "check metadata",
+                    "a descriptor lies outside of the regions that the peer's metadata exposes",
+                )
+                .with_context("peer", self.agent())
+                .with_context("index", index)
+                .with_context("address", format_args!("{:?}", range.addr))
+                .with_context("bytes", range.len.0));
+            }
+        }
+        Ok(())
+    }
+
+    fn regions(&self) -> impl Iterator<Item = (&MemoryRange, &Bytes)> {
+        self.blob
+            .sections
+            .iter()
+            .flat_map(|section| section.entries.iter().map(|entry| (&entry.range, &entry.key)))
+    }
+}
+
+impl fmt::Debug for RemoteMetadata {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("RemoteMetadata")
+            .field("agent", self.agent())
+            .field("bytes", &self.raw.len())
+            .field("trailer", &self.trailer)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What must happen before a transfer with some metadata can start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// Nothing: all of it is loaded.
+    Ready,
+    /// Load it: unknown peer, or new regions of a known one.
+    Load,
+    /// Invalidate the peer, then load: the connection or a region's key changed, or the peer was lost.
+    Reload,
+    /// As `Reload`, but transfers use the peer; try again when they have ended.
+    Wait,
+}
+
+/// The remote agents of one local agent.
+#[derive(Debug, Default)]
+pub struct PeerTable {
+    peers: HashMap<AgentName, Peer>,
+    /// Counts uses, to tell which peer was unused for longest.
+    clock: u64,
+}
+
+#[derive(Debug)]
+struct Peer {
+    connections: Vec<Connection>,
+    regions: HashMap<MemoryRange, Bytes>,
+    /// Transfers between their start and the end of their last piece.
+    in_use: usize,
+    last_use: u64,
+    /// A transfer failed: the endpoint may be broken, whatever NIXL says of it.
+    is_lost: bool,
+    /// Somebody waits for the peer to fall quiet; newcomers must not keep it busy.
+    is_draining: bool,
+}
+
+impl Peer {
+    fn must_reload(&self, metadata: &RemoteMetadata) -> bool {
+        self.is_lost
+            || self.connections != metadata.blob.connections
+            || self.regions.len() > MAX_REGIONS_PER_PEER
+            || metadata.regions().any(|(range, key)| self.conflicts(range, key))
+    }
+
+    /// Whether a loaded region of another key overlaps the range. NIXL refuses the same range with another key, and
+    /// would pick either key for a part that two regions cover.
+    fn conflicts(&self, range: &MemoryRange, key: &Bytes) -> bool {
+        if let Some(loaded) = self.regions.get(range) {
+            return loaded != key;
+        }
+        self.regions
+            .iter()
+            .any(|(loaded, loaded_key)| loaded_key != key && overlap(loaded, range))
+    }
+
+    fn has_all(&self, metadata: &RemoteMetadata) -> bool {
+        metadata.regions().all(|(range, _)| self.regions.contains_key(range))
+    }
+}
+
+impl PeerTable {
+    /// What must happen before a transfer with `metadata` can start.
+    #[must_use]
+    pub fn plan(&self, metadata: &RemoteMetadata) -> Plan {
+        let Some(peer) = self.peers.get(metadata.agent()) else {
+            return Plan::Load;
+        };
+        match (peer.must_reload(metadata), peer.in_use > 0) {
+            (true, true) => Plan::Wait,
+            (true, false) => Plan::Reload,
+            (false, true) if peer.is_draining => Plan::Wait,
+            (false, _) if peer.has_all(metadata) => Plan::Ready,
+            (false, _) => Plan::Load,
+        }
+    }
+
+    /// Carries the plan out. True when a transfer may start now, false when it has to wait.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Metadata`] where NIXL refuses the metadata.
+    pub fn prepare(&mut self, transport: &dyn Transport, metadata: &RemoteMetadata) -> Result<bool> {
+        match self.plan(metadata) {
+            Plan::Ready => return Ok(true),
+            Plan::Wait => {
+                if let Some(peer) = self.peers.get_mut(metadata.agent()) {
+                    peer.is_draining = true;
+                }
+                return Ok(false);
+            }
+            Plan::Reload => {
+                self.peers.remove(metadata.agent());
+                transport.drop_peer(metadata.agent())?;
+            }
+            Plan::Load if !self.peers.contains_key(metadata.agent()) => self.make_room(transport),
+            Plan::Load => {}
+        }
+        let loaded = transport.load_peer(&metadata.raw)?;
+        debug_assert_eq!(&loaded, metadata.agent());
+        let peer = self.peers.entry(loaded).or_insert_with(|| Peer {
+            connections: metadata.blob.connections.clone(),
+            regions: HashMap::new(),
+            in_use: 0,
+            last_use: self.clock,
+            is_lost: false,
+            is_draining: false,
+        });
+        // Copied: a key as parsed keeps all of its blob in memory.
+        peer.regions.extend(
+            metadata
+                .regions()
+                .map(|(range, key)| (*range, Bytes::copy_from_slice(key))),
+        );
+        Ok(true)
+    }
+
+    /// Drops the peer unused for longest, where the table is full and one is unused.
+    fn make_room(&mut self, transport: &dyn Transport) {
+        if self.peers.len() < MAX_PEERS {
+            return;
+        }
+        let unused = self.peers.iter().filter(|(_, peer)| peer.in_use == 0);
+        let Some(name) = unused
+            .min_by_key(|(_, peer)| peer.last_use)
+            .map(|(name, _)| name.clone())
+        else {
+            return;
+        };
+        self.peers.remove(&name);
+        if let Err(error) = transport.drop_peer(&name) {
+            tracing::warn!(%error, "an unused peer could not be dropped");
+        }
+    }
+
+    /// A transfer starts to use the peer.
+    pub fn begin_use(&mut self, name: &AgentName) {
+        self.clock += 1;
+        if let Some(peer) = self.peers.get_mut(name) {
+            peer.in_use += 1;
+            peer.last_use = self.clock;
+        }
+    }
+
+    /// A transfer has ended, and the wire is done with its memory.
+    pub fn end_use(&mut self, name: &AgentName) {
+        if let Some(peer) = self.peers.get_mut(name) {
+            peer.in_use = peer.in_use.saturating_sub(1);
+            if peer.in_use == 0 {
+                peer.is_draining = false;
+            }
+        }
+    }
+
+    /// A transfer with the peer failed: load it anew before the next one.
+    pub fn mark_lost(&mut self, name: &AgentName) {
+        if let Some(peer) = self.peers.get_mut(name) {
+            peer.is_lost = true;
+        }
+    }
+
+    /// The loaded peers' names.
+    pub fn names(&self) -> impl Iterator<Item = &AgentName> {
+        self.peers.keys()
+    }
+
+    /// How many peers are loaded.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.peers.len()
+    }
+
+    /// Whether no peer is loaded.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.peers.is_empty()
+    }
+}
+
+fn overlap(left: &MemoryRange, right: &MemoryRange) -> bool {
+    left.kind == right.kind
+        && left.device == right.device
+        && left.addr.0 < right.addr.0.saturating_add(right.len.0)
+        && right.addr.0 < left.addr.0.saturating_add(left.len.0)
+}

@@ -1,0 +1,232 @@
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::transport::AgentFlavor;
+use crate::transport::fake::{Call, Event, FakeNetwork, FakeOwner};
+use crate::types::{Addr, ByteLen, MemoryKind};
+use crate::wire::{Encoding, encode};
+
+const READER: &str = "reader";
+
+fn range(addr: u64, len: u64) -> MemoryRange {
+    MemoryRange { kind: MemoryKind::Dram, device: 0, addr: Addr(addr), len: ByteLen(len) }
+}
+
+struct Bench {
+    network: FakeNetwork,
+    transport: Arc<dyn Transport>,
+    peers: PeerTable,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let network = FakeNetwork::new();
+        let transport = network.agent(&AgentName::new(READER), AgentFlavor::Plain).unwrap();
+        Self { network, transport, peers: PeerTable::default() }
+    }
+
+    fn owner(&self, ranges: &[MemoryRange]) -> FakeOwner {
+        let mut owner = FakeOwner::new(&self.network, "owner").unwrap();
+        ranges.iter().for_each(|range| owner.register(*range).unwrap());
+        owner
+    }
+
+    fn prepare(&mut self, metadata: &RemoteMetadata) -> Result<bool> {
+        self.peers.prepare(&*self.transport, metadata)
+    }
+
+    /// How often the peer was loaded and dropped.
+    fn counts(&self) -> (usize, usize) {
+        (
+            self.network.count(|event| matches!(event, Event::Loaded(..))),
+            self.network.count(|event| matches!(event, Event::Dropped(..))),
+        )
+    }
+}
+
+fn metadata(owner: &FakeOwner, ranges: &[MemoryRange]) -> RemoteMetadata {
+    RemoteMetadata::decode(&owner.metadata(ranges, false).unwrap()).unwrap()
+}
+
+#[test]
+fn a_peer_is_loaded_once_and_again_for_new_regions() {
+    let mut bench = Bench::new();
+    let (first, second) = (range(0x1000, 64), range(0x2000, 64));
+    let owner = bench.owner(&[first, second]);
+    let (one, two) = (metadata(&owner, &[first]), metadata(&owner, &[second]));
+    assert_eq!(bench.peers.plan(&one), Plan::Load);
+    assert!(bench.prepare(&one).unwrap());
+    assert_eq!(bench.peers.plan(&one), Plan::Ready);
+    assert!(bench.prepare(&one).unwrap());
+    assert_eq!(bench.counts(), (1, 0));
+    assert_eq!(bench.peers.plan(&two), Plan::Load);
+    bench.peers.begin_use(one.agent());
+    assert!(bench.prepare(&two).unwrap(), "more regions need no quiet moment");
+    assert_eq!(bench.peers.plan(&one), Plan::Ready);
+    assert_eq!((bench.counts(), bench.peers.len()), ((2, 0), 1));
+    assert_eq!(bench.network.violations(), [""; 0]);
+}
+
+#[test]
+fn another_key_or_another_process_behind_the_name_reloads() {
+    let mut bench = Bench::new();
+    let exposed = range(0x1000, 64);
+    let mut owner = bench.owner(&[exposed]);
+    assert!(bench.prepare(&metadata(&owner, &[exposed])).unwrap());
+    owner.register(exposed).unwrap();
+    let renewed = metadata(&owner, &[exposed]);
+    assert_eq!(bench.peers.plan(&renewed), Plan::Reload);
+    assert!(bench.prepare(&renewed).unwrap());
+    drop(owner);
+    let restarted = bench.owner(&[exposed]);
+    let metadata = metadata(&restarted, &[exposed]);
+    assert_eq!(bench.peers.plan(&metadata), Plan::Reload);
+    assert!(bench.prepare(&metadata).unwrap());
+    assert_eq!(bench.counts(), (3, 2));
+    assert_eq!(bench.network.violations(), [""; 0]);
+}
+
+#[test]
+fn an_overlap_under_another_key_reloads() {
+    let mut bench = Bench::new();
+    let owner = bench.owner(&[range(0x1000, 64), range(0x1020, 64), range(0x1040, 64)]);
+    assert!(bench.prepare(&metadata(&owner, &[range(0x1000, 64)])).unwrap());
+    assert_eq!(bench.peers.plan(&metadata(&owner, &[range(0x1020, 64)])), Plan::Reload);
+    assert_eq!(bench.peers.plan(&metadata(&owner, &[range(0x1040, 64)])), Plan::Load, "neighbours do not overlap");
+}
+
+#[test]
+fn nothing_is_invalidated_while_it_is_used() {
+    let mut bench = Bench::new();
+    let exposed = range(0x1000, 64);
+    let mut owner = bench.owner(&[exposed]);
+    let old = metadata(&owner, &[exposed]);
+    assert!(bench.prepare(&old).unwrap());
+    bench.peers.begin_use(old.agent());
+    bench.peers.begin_use(old.agent());
+    owner.register(exposed).unwrap();
+    let new = metadata(&owner, &[exposed]);
+    for _ in 0..2 {
+        assert_eq!(bench.peers.plan(&new), Plan::Wait);
+        assert!(!bench.prepare(&new).unwrap());
+        bench.peers.end_use(old.agent());
+    }
+    assert!(bench.prepare(&new).unwrap());
+    assert_eq!(bench.counts(), (2, 1));
+    assert_eq!(bench.network.violations(), [""; 0]);
+}
+
+#[test]
+fn a_lost_peer_is_loaded_anew_once_it_is_quiet() {
+    let mut bench = Bench::new();
+    let exposed = range(0x1000, 64);
+    let owner = bench.owner(&[exposed]);
+    let metadata = metadata(&owner, &[exposed]);
+    assert!(bench.prepare(&metadata).unwrap());
+    bench.peers.begin_use(metadata.agent());
+    bench.peers.mark_lost(metadata.agent());
+    assert_eq!(bench.peers.plan(&metadata), Plan::Wait);
+    bench.peers.end_use(metadata.agent());
+    assert!(bench.prepare(&metadata).unwrap());
+    assert_eq!(bench.peers.plan(&metadata), Plan::Ready);
+    assert_eq!(bench.counts(), (2, 1));
+}
+
+#[test]
+fn a_drop_that_fails_does_not_make_the_peer_look_unknown() {
+    let mut bench = Bench::new();
+    let exposed = range(0x1000, 64);
+    let mut owner = bench.owner(&[exposed]);
+    assert!(bench.prepare(&metadata(&owner, &[exposed])).unwrap());
+    owner.register(exposed).unwrap();
+    let renewed = metadata(&owner, &[exposed]);
+    bench.network.fail(READER, Call::Drop, 1);
+    assert!(bench.prepare(&renewed).is_err());
+    assert!(bench.prepare(&renewed).unwrap());
+    assert_eq!(bench.network.violations(), [""; 0], "the conflicting metadata reached NIXL");
+}
+
+#[test]
+fn a_load_that_fails_leaves_no_peer() {
+    let mut bench = Bench::new();
+    let exposed = range(0x1000, 64);
+    let owner = bench.owner(&[exposed]);
+    let metadata = metadata(&owner, &[exposed]);
+    bench.network.fail(READER, Call::Load, 1);
+    assert_eq!(bench.prepare(&metadata).unwrap_err().kind(), ErrorKind::Metadata);
+    assert!(bench.peers.is_empty());
+    assert!(bench.prepare(&metadata).unwrap());
+}
+
+#[test]
+fn metadata_that_no_agent_could_load_by_itself_is_refused_before_nixl_sees_it() {
+    let network = FakeNetwork::new();
+    let transport = network.agent(&AgentName::new("owner"), AgentFlavor::Plain).unwrap();
+    let exposed = range(0x1000, 64);
+    let _registration = transport.register(&exposed).unwrap();
+    let partial = transport.partial_metadata(&[exposed]).unwrap();
+    let text = encode(&partial, None, Encoding::Base64).unwrap();
+    assert_eq!(RemoteMetadata::decode(&text).unwrap_err().kind(), ErrorKind::Metadata);
+}
+
+#[test]
+fn coverage_is_checked_range_by_range() {
+    let bench = Bench::new();
+    let owner = bench.owner(&[range(0x1000, 64)]);
+    let metadata = metadata(&owner, &[range(0x1000, 64)]);
+    assert!(metadata.check_covers(&[range(0x1000, 64), range(0x1010, 8), range(0, 0)]).is_ok());
+    let error = metadata.check_covers(&[range(0x1000, 8), range(0x1010, 64)]).unwrap_err();
+    assert!(error.to_string().contains("index=1"), "{error}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    /// Owners that restart and register anew, transfers that overlap and fail in any order: no conflict ever reaches a
+    /// load, nothing is invalidated in use, and every metadata is loaded sooner or later.
+    #[test]
+    fn no_history_breaks_a_rule(steps in prop::collection::vec((0_u8..6, 0_u64..3), 1..80)) {
+        let mut bench = Bench::new();
+        let ranges = [range(0x1000, 64), range(0x1020, 64), range(0x2000, 64)];
+        let mut owner = bench.owner(&ranges);
+        let name = AgentName::new("owner");
+        let mut in_use = 0;
+        for (step, which) in steps {
+            let exposed = ranges[which as usize];
+            match step {
+                0 => owner.register(exposed).unwrap(),
+                1 => {
+                    drop(owner);
+                    owner = bench.owner(&ranges);
+                }
+                2 => bench.peers.mark_lost(&name),
+                3 if in_use > 0 => {
+                    bench.peers.end_use(&name);
+                    in_use -= 1;
+                }
+                _ => {
+                    bench.peers.begin_round();
+                    let metadata = metadata(&owner, &[exposed]);
+                    let plan = bench.peers.plan(&metadata);
+                    prop_assert!(plan != Plan::Wait || in_use > 0 || bench.peers.is_draining(&name));
+                    if bench.prepare(&metadata).unwrap() {
+                        bench.peers.begin_use(&name);
+                        in_use += 1;
+                    }
+                }
+            }
+        }
+        for _ in 0..in_use {
+            bench.peers.end_use(&name);
+        }
+        let metadata = metadata(&owner, &[ranges[0]]);
+        bench.peers.begin_round();
+        bench.peers.begin_round();
+        prop_assert!(bench.prepare(&metadata).unwrap());
+        prop_assert_eq!(bench.network.violations(), [""; 0]);
+    }
+}

@@ -1,0 +1,132 @@
+//! A connector as Python holds it.
+
+use std::collections::HashMap;
+
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+
+use super::errors::to_exception;
+use super::operation::{Operation, direction};
+use super::owner::{LocalTuple, RemoteTuple, local_memory, remote_range};
+use super::region::Region;
+use crate::connector::Connector as CoreConnector;
+use crate::error::Error;
+use crate::region::LocalMemory;
+use crate::types::OperationKey;
+
+/// A connector's native half.
+#[pyclass(frozen, weakref, module = "dynamo_nixl._core")]
+pub(super) struct Connector {
+    core: CoreConnector,
+}
+
+#[pymethods]
+impl Connector {
+    #[new]
+    fn new(name: &str) -> Self {
+        Self {
+            core: CoreConnector::new(name),
+        }
+    }
+
+    #[getter]
+    fn name(&self) -> &str {
+        self.core.name().as_str()
+    }
+
+    #[getter]
+    fn is_open(&self) -> bool {
+        self.core.is_open()
+    }
+
+    fn open<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let core = self.core.clone();
+        pyo3_async_runtimes::tokio::future_into_py(py, async move {
+            let opened = tokio::task::spawn_blocking(move || core.open()).await;
+            match opened {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(error)) => Err(Python::attach(|py| to_exception(py, &error))),
+                Err(panic) => Err(PyRuntimeError::new_err(format!(
+                    "opening the connector failed: {panic}"
+                ))),
+            }
+        })
+    }
+
+    fn open_blocking(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.core.open()).map_err(|error| to_exception(py, &error))
+    }
+
+    fn begin(
+        &self,
+        py: Python<'_>,
+        direction: u8,
+        nixl_metadata: &str,
+        notification_key: &str,
+        remote: Vec<RemoteTuple>,
+        local: Vec<LocalTuple>,
+    ) -> PyResult<Operation> {
+        let direction = self::direction(direction)?;
+        let local = local_memories(py, local)?;
+        py.detach(|| {
+            let remote = remote
+                .into_iter()
+                .map(remote_range)
+                .collect::<Result<Vec<_>, Error>>()?;
+            let key = OperationKey::new(notification_key.as_bytes().to_vec());
+            self.core.begin(direction, nixl_metadata, key, &remote, local)
+        })
+        .map(Operation::new)
+        .map_err(|error| to_exception(py, &error))
+    }
+
+    fn expose(&self, py: Python<'_>, direction: u8, local: Vec<LocalTuple>) -> PyResult<Operation> {
+        let direction = self::direction(direction)?;
+        let local = local_memories(py, local)?;
+        py.detach(|| self.core.expose(direction, local))
+            .map(Operation::new)
+            .map_err(|error| to_exception(py, &error))
+    }
+
+    fn register(&self, py: Python<'_>, local: Vec<LocalTuple>) -> PyResult<Vec<Region>> {
+        let local = local_memories(py, local)?;
+        py.detach(|| {
+            local
+                .iter()
+                .map(|memory| self.core.register(memory))
+                .collect::<Result<Vec<_>, Error>>()
+        })
+        .map(|regions| regions.into_iter().map(Region::new).collect())
+        .map_err(|error| to_exception(py, &error))
+    }
+
+    fn peers(&self, py: Python<'_>) -> Vec<String> {
+        py.detach(|| self.core.peers().iter().map(ToString::to_string).collect())
+    }
+
+    fn stats(&self, py: Python<'_>) -> HashMap<&'static str, u64> {
+        let stats = py.detach(|| self.core.stats());
+        HashMap::from([
+            ("regions", stats.regions as u64),
+            ("peers", stats.peers as u64),
+            ("transfers", stats.transfers as u64),
+            ("exposures", stats.exposures as u64),
+            ("unquiet_regions", stats.unquiet_regions as u64),
+            ("notifications_matched", stats.notifications_matched),
+            ("notifications_unknown", stats.notifications_unknown),
+            ("notifications_malformed", stats.notifications_malformed),
+        ])
+    }
+
+    fn close(&self, py: Python<'_>, timeout: f64) -> bool {
+        py.detach(|| self.core.close(super::duration(timeout)))
+    }
+}
+
+fn local_memories(py: Python<'_>, local: Vec<LocalTuple>) -> PyResult<Vec<LocalMemory>> {
+    local
+        .into_iter()
+        .map(|tuple| local_memory(py, tuple))
+        .collect::<Result<Vec<_>, Error>>()
+        .map_err(|error| to_exception(py, &error))
+}

@@ -1,0 +1,34 @@
+//! The core's errors as Python exceptions.
+
+use pyo3::exceptions::{PyImportError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+
+use crate::error::{Error, ErrorKind};
+
+/// The exception for an error. The classes are defined in Python, because some have two bases.
+pub(super) fn to_exception(py: Python<'_>, error: &Error) -> PyErr {
+    let text = error.to_string();
+    let class = match error.kind() {
+        ErrorKind::InvalidArgument => return PyValueError::new_err(text),
+        ErrorKind::Library => return PyImportError::new_err(text),
+        ErrorKind::Metadata => "MetadataError",
+        ErrorKind::Registration => "RegistrationError",
+        ErrorKind::Transfer => "TransferError",
+        ErrorKind::Closed => "ConnectorClosedError",
+        ErrorKind::Backend => "NixlConnectError",
+    };
+    match class_named(py, class).and_then(|class| class.call1((text,))) {
+        Ok(exception) => PyErr::from_value(exception),
+        // The package is broken: that is what has to be told.
+        Err(failure) => failure,
+    }
+}
+
+fn class_named<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
+    static MODULE: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
+    MODULE
+        .get_or_try_init(py, || py.import("dynamo_nixl.errors").map(Bound::unbind))?
+        .bind(py)
+        .getattr(name)
+}

@@ -1,0 +1,59 @@
+//! Named threads for lanes, and the certainty that each one is joined before the process ends.
+
+use std::cell::Cell;
+use std::thread::{Builder, JoinHandle};
+
+use parking_lot::Mutex;
+
+use crate::error::{Error, ErrorKind, Result};
+
+thread_local! {
+    static IS_LANE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this is a lane's thread, which must neither block nor enter Python.
+#[cfg(feature = "python")]
+pub(crate) fn is_lane() -> bool {
+    IS_LANE.get()
+}
+
+/// Threads whose owner is gone. They end on their own; joining them keeps the process's exit from tearing NIXL down
+/// under a thread that still destroys an agent.
+static ORPHANS: Mutex<Vec<JoinHandle<()>>> = Mutex::new(Vec::new());
+
+/// Starts a lane's thread.
+///
+/// # Errors
+/// [`ErrorKind::Backend`] where the system refuses another thread.
+pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    Builder::new()
+        .name(name.to_owned())
+        .spawn(move || {
+            IS_LANE.set(true);
+            // The kernel rounds sleeps by 50 us unless told otherwise, which is more than a small transfer takes. A
+            // refusal only costs those microseconds.
+            let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
+            body();
+        })
+        .map_err(|source| {
+            Error::new(ErrorKind::Backend, "start lane", "no thread could be started")
+                .with_hint("check `ulimit -u` and the container's pids limit")
+                .with_source(source)
+        })
+}
+
+/// Takes over a thread whose owner cannot wait for it.
+pub(crate) fn adopt(thread: JoinHandle<()>) {
+    let mut orphans = ORPHANS.lock();
+    orphans.retain(|orphan| !orphan.is_finished());
+    orphans.push(thread);
+}
+
+/// Waits for every adopted thread. Each has been told to end, with a deadline of its own.
+pub(crate) fn join_orphans() {
+    let orphans = std::mem::take(&mut *ORPHANS.lock());
+    for orphan in orphans {
+        // A panic there was reported where it happened.
+        let _ = orphan.join();
+    }
+}

@@ -1,0 +1,44 @@
+//! The shape of UCX's remote keys.
+//!
+//! NIXL hands a key to UCX without its length, so a key that is shorter than it claims makes UCX read what lies
+//! behind it. UCX writes `map u64, memory type u8`, then, for each bit set in the map, `size u8` and as many bytes.
+//! A system device and distances may follow; they depend on the version and are not examined.
+
+/// The back end whose keys have this shape.
+pub(super) const BACKEND: &str = "UCX";
+
+/// The map of memory domains and the memory type.
+const HEADER_BYTES: usize = 8 + 1;
+
+/// Whether every part that the key announces lies within it.
+pub(super) fn is_complete(key: &[u8]) -> bool {
+    let (Some(map), Some(mut parts)) = (key.first_chunk::<8>(), key.get(HEADER_BYTES..)) else {
+        return false;
+    };
+    for _ in 0..u64::from_le_bytes(*map).count_ones() {
+        let Some((size, rest)) = parts.split_first() else {
+            return false;
+        };
+        let Some(rest) = rest.get(usize::from(*size)..) else {
+            return false;
+        };
+        parts = rest;
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_must_lie_within_the_key() {
+        let two_parts = [&[0b101, 0, 0, 0, 0, 0, 0, 0, 0, 2, 7, 7, 0][..], &[0xff]].concat();
+        assert!(is_complete(&two_parts));
+        assert!(is_complete(&two_parts[..13]), "what follows the parts is optional");
+        for end in 0..13 {
+            assert!(!is_complete(&two_parts[..end]), "cut at {end}");
+        }
+        assert!(is_complete(&[0; 9]), "no parts");
+    }
+}
