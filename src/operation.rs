@@ -312,3 +312,6 @@ impl fmt::Debug for Operation {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -38,6 +38,16 @@ impl RemoteMetadata {
     pub fn decode(text: &str) -> Result<Self> {
         let Envelope { blob: raw, trailer, .. } = decode(text)?;
         let blob = AgentBlob::parse(&raw)?;
+        if !blob.is_self_contained() {
+            // NIXL would refuse it, and then never load this name again.
+            return Err(Error::new(
+                ErrorKind::Metadata,
+                "check metadata",
+                "the metadata lacks the connection information that its regions need",
+            )
+            .with_context("peer", &blob.agent)
+            .with_hint("partial metadata of some regions alone cannot be loaded"));
+        }
         Ok(Self { raw, blob, trailer })
     }
 
@@ -106,7 +116,7 @@ pub enum Plan {
     Load,
     /// Invalidate the peer, then load: the connection or a region's key changed, or the peer was lost.
     Reload,
-    /// As `Reload`, but transfers use the peer; try again when they have ended.
+    /// As `Reload`, but transfers use the peer; or another transfer waits for that. Try again in the next round.
     Wait,
 }
 
@@ -116,6 +126,8 @@ pub struct PeerTable {
     peers: HashMap<AgentName, Peer>,
     /// Counts uses, to tell which peer was unused for longest.
     clock: u64,
+    /// Counts looks at the waiting transfers.
+    round: u64,
 }
 
 #[derive(Debug)]
@@ -127,8 +139,8 @@ struct Peer {
     last_use: u64,
     /// A transfer failed: the endpoint may be broken, whatever NIXL says of it.
     is_lost: bool,
-    /// Somebody waits for the peer to fall quiet; newcomers must not keep it busy.
-    is_draining: bool,
+    /// The last round in which somebody waited for the peer to fall quiet; newcomers must not keep it busy.
+    wanted_quiet: Option<u64>,
 }
 
 impl Peer {
@@ -165,10 +177,21 @@ impl PeerTable {
         match (peer.must_reload(metadata), peer.in_use > 0) {
             (true, true) => Plan::Wait,
             (true, false) => Plan::Reload,
-            (false, true) if peer.is_draining => Plan::Wait,
+            // Also in the moment it is quiet: that belongs to whoever waited for it.
+            (false, _) if self.is_wanted_quiet(peer) => Plan::Wait,
             (false, _) if peer.has_all(metadata) => Plan::Ready,
             (false, _) => Plan::Load,
         }
+    }
+
+    /// Whether somebody waits for the peer to fall quiet. A waiter asks again in each round; one that gave up does not.
+    fn is_wanted_quiet(&self, peer: &Peer) -> bool {
+        peer.wanted_quiet.is_some_and(|round| round + 1 >= self.round)
+    }
+
+    /// Another look at every waiting transfer begins.
+    pub fn begin_round(&mut self) {
+        self.round += 1;
     }
 
     /// Carries the plan out. True when a transfer may start now, false when it has to wait.
@@ -179,14 +202,19 @@ impl PeerTable {
         match self.plan(metadata) {
             Plan::Ready => return Ok(true),
             Plan::Wait => {
+                let round = self.round;
                 if let Some(peer) = self.peers.get_mut(metadata.agent()) {
-                    peer.is_draining = true;
+                    // Not where it only waits behind a waiter, or they would hold each other back for ever.
+                    if peer.must_reload(metadata) {
+                        peer.wanted_quiet = Some(round);
+                    }
                 }
                 return Ok(false);
             }
             Plan::Reload => {
-                self.peers.remove(metadata.agent());
+                // Where this fails, NIXL still knows what is loaded, and so must the table.
                 transport.drop_peer(metadata.agent())?;
+                self.peers.remove(metadata.agent());
             }
             Plan::Load if !self.peers.contains_key(metadata.agent()) => self.make_room(transport),
             Plan::Load => {}
@@ -199,7 +227,7 @@ impl PeerTable {
             in_use: 0,
             last_use: self.clock,
             is_lost: false,
-            is_draining: false,
+            wanted_quiet: None,
         });
         // Copied: a key as parsed keeps all of its blob in memory.
         peer.regions.extend(
@@ -222,9 +250,11 @@ impl PeerTable {
         else {
             return;
         };
-        self.peers.remove(&name);
-        if let Err(error) = transport.drop_peer(&name) {
-            tracing::warn!(%error, "an unused peer could not be dropped");
+        match transport.drop_peer(&name) {
+            Ok(()) => {
+                self.peers.remove(&name);
+            }
+            Err(error) => tracing::warn!(%error, "an unused peer could not be dropped"),
         }
     }
 
@@ -241,9 +271,6 @@ impl PeerTable {
     pub fn end_use(&mut self, name: &AgentName) {
         if let Some(peer) = self.peers.get_mut(name) {
             peer.in_use = peer.in_use.saturating_sub(1);
-            if peer.in_use == 0 {
-                peer.is_draining = false;
-            }
         }
     }
 
@@ -278,3 +305,6 @@ fn overlap(left: &MemoryRange, right: &MemoryRange) -> bool {
         && left.addr.0 < right.addr.0.saturating_add(right.len.0)
         && right.addr.0 < left.addr.0.saturating_add(left.len.0)
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,5 +9,7 @@ pub(crate) mod dispatch;
 pub(crate) mod idle;
 pub(crate) mod lane;
 pub(crate) mod state;
+#[cfg(test)]
+mod tests;
 pub(crate) mod thread;
 pub(crate) mod transfer;

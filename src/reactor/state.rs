@@ -88,22 +88,17 @@ impl LaneState {
                 false
             }
         };
-        let mut index = 0;
-        while index < self.transfers.len() {
-            match self.transfers[index].step(&mut self.resources) {
-                Step::Unchanged => index += 1,
-                Step::Progressed => {
-                    progressed = true;
-                    index += 1;
-                }
-                Step::Over => {
-                    // Order matters to nobody: every transfer gets a step in each look.
-                    let mut transfer = self.transfers.swap_remove(index);
-                    self.unquiet.extend(transfer.take_unquiet());
-                    progressed = true;
-                }
+        self.resources.peers.begin_round();
+        let (resources, unquiet) = (&mut self.resources, &mut self.unquiet);
+        // In the order they came, so that transfers that wait for the same peer get it in that order.
+        self.transfers.retain_mut(|transfer| {
+            let step = transfer.step(resources);
+            progressed |= step != Step::Unchanged;
+            if step == Step::Over {
+                unquiet.extend(transfer.take_unquiet());
             }
-        }
+            step != Step::Over
+        });
         Activity {
             progressed,
             transfers: self.transfers.len(),

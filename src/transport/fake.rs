@@ -104,7 +104,9 @@ impl FakeNetwork {
     /// An empty network whose requests end inside of their post.
     #[must_use]
     pub fn new() -> Self {
-        Self { state: Arc::new(Mutex::new(Network::new())) }
+        Self {
+            state: Arc::new(Mutex::new(Network::new())),
+        }
     }
 
     /// Makes agents on this network, whatever their flavor. A name may be given again: the newer agent answers to it.
@@ -132,10 +134,12 @@ impl FakeNetwork {
         self.state.lock().release(count)
     }
 
-    /// Ends every held request, and lets those posted from now on end inside of their post.
+    /// Ends every held request, and holds none that is posted from now on.
     pub fn release_all(&self) {
         let mut state = self.state.lock();
-        state.completion = Completion::Inline;
+        if state.completion == Completion::Held {
+            state.completion = Completion::Inline;
+        }
         state.release(usize::MAX);
     }
 
@@ -157,13 +161,24 @@ impl FakeNetwork {
     /// Requests the wire is not done with, over all agents.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.state.lock().requests.values().filter(|request| request.state == RequestState::InFlight).count()
+        self.state
+            .lock()
+            .requests
+            .values()
+            .filter(|request| request.state == RequestState::InFlight)
+            .count()
     }
 
     /// The flavor of each agent that exists, by name.
     #[must_use]
     pub fn agents(&self) -> Vec<(AgentName, AgentFlavor)> {
-        let mut agents: Vec<_> = self.state.lock().agents.values().map(|agent| (agent.name.clone(), agent.flavor)).collect();
+        let mut agents: Vec<_> = self
+            .state
+            .lock()
+            .agents
+            .values()
+            .map(|agent| (agent.name.clone(), agent.flavor))
+            .collect();
         agents.sort_by(|left, right| left.0.cmp(&right.0));
         agents
     }

@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use parking_lot::Mutex;
 
-use super::nixl::SYMBOLS;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The variable that names the library, or the folder it lies in.
@@ -18,6 +17,51 @@ pub const LIBRARY_VARIABLE: &str = "DYNAMO_NIXL_LIBRARY";
 
 const BARE_NAME: &str = "libnixl_capi.so";
 const OPERATION: &str = "load NIXL";
+
+/// Every symbol of the C API that `transport/nixl` reaches. The stubs abort the process at the first use
+/// of a missing one, so all are checked before the first call.
+const SYMBOLS: &[&str] = &[
+    "nixl_capi_create_agent",
+    "nixl_capi_create_backend",
+    "nixl_capi_create_configured_agent",
+    "nixl_capi_create_notif_map",
+    "nixl_capi_create_opt_args",
+    "nixl_capi_create_params",
+    "nixl_capi_create_reg_dlist",
+    "nixl_capi_create_xfer_dlist",
+    "nixl_capi_create_xfer_req",
+    "nixl_capi_deregister_mem",
+    "nixl_capi_destroy_agent",
+    "nixl_capi_destroy_backend",
+    "nixl_capi_destroy_notif_map",
+    "nixl_capi_destroy_opt_args",
+    "nixl_capi_destroy_params",
+    "nixl_capi_destroy_reg_dlist",
+    "nixl_capi_destroy_xfer_dlist",
+    "nixl_capi_destroy_xfer_req",
+    "nixl_capi_gen_notif",
+    "nixl_capi_get_local_md",
+    "nixl_capi_get_local_partial_md",
+    "nixl_capi_get_notifs",
+    "nixl_capi_get_xfer_status",
+    "nixl_capi_invalidate_remote_md",
+    "nixl_capi_load_remote_md",
+    "nixl_capi_notif_map_clear",
+    "nixl_capi_notif_map_get_agent_at",
+    "nixl_capi_notif_map_get_notif",
+    "nixl_capi_notif_map_get_notifs_size",
+    "nixl_capi_notif_map_size",
+    "nixl_capi_opt_args_set_has_notif",
+    "nixl_capi_opt_args_set_notif_msg",
+    "nixl_capi_params_add",
+    "nixl_capi_post_xfer_req",
+    "nixl_capi_reg_dlist_add_desc",
+    "nixl_capi_reg_dlist_clear",
+    "nixl_capi_register_mem",
+    "nixl_capi_release_xfer_req",
+    "nixl_capi_xfer_dlist_add_desc",
+    "nixl_capi_xfer_dlist_clear",
+];
 
 static LOADED: Mutex<Option<PathBuf>> = Mutex::new(None);
 

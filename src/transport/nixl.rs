@@ -27,51 +27,6 @@ pub fn leaked_requests() -> u64 {
     LEAKED_REQUESTS.load(Ordering::Relaxed)
 }
 
-/// Every symbol of the C API that this file reaches through `nixl_sys`. The stubs abort the process at the first use
-/// of a missing one, so the loader checks them all before the first call.
-pub(super) const SYMBOLS: &[&str] = &[
-    "nixl_capi_create_agent",
-    "nixl_capi_create_backend",
-    "nixl_capi_create_configured_agent",
-    "nixl_capi_create_notif_map",
-    "nixl_capi_create_opt_args",
-    "nixl_capi_create_params",
-    "nixl_capi_create_reg_dlist",
-    "nixl_capi_create_xfer_dlist",
-    "nixl_capi_create_xfer_req",
-    "nixl_capi_deregister_mem",
-    "nixl_capi_destroy_agent",
-    "nixl_capi_destroy_backend",
-    "nixl_capi_destroy_notif_map",
-    "nixl_capi_destroy_opt_args",
-    "nixl_capi_destroy_params",
-    "nixl_capi_destroy_reg_dlist",
-    "nixl_capi_destroy_xfer_dlist",
-    "nixl_capi_destroy_xfer_req",
-    "nixl_capi_gen_notif",
-    "nixl_capi_get_local_md",
-    "nixl_capi_get_local_partial_md",
-    "nixl_capi_get_notifs",
-    "nixl_capi_get_xfer_status",
-    "nixl_capi_invalidate_remote_md",
-    "nixl_capi_load_remote_md",
-    "nixl_capi_notif_map_clear",
-    "nixl_capi_notif_map_get_agent_at",
-    "nixl_capi_notif_map_get_notif",
-    "nixl_capi_notif_map_get_notifs_size",
-    "nixl_capi_notif_map_size",
-    "nixl_capi_opt_args_set_has_notif",
-    "nixl_capi_opt_args_set_notif_msg",
-    "nixl_capi_params_add",
-    "nixl_capi_post_xfer_req",
-    "nixl_capi_reg_dlist_add_desc",
-    "nixl_capi_reg_dlist_clear",
-    "nixl_capi_register_mem",
-    "nixl_capi_release_xfer_req",
-    "nixl_capi_xfer_dlist_add_desc",
-    "nixl_capi_xfer_dlist_clear",
-];
-
 /// Makes real agents.
 #[must_use]
 pub fn factory() -> TransportFactory {

@@ -36,7 +36,11 @@ impl FakeTransport {
             state.agents.insert(instance, agent);
             instance
         };
-        Ok(Self { name: name.clone(), instance, network })
+        Ok(Self {
+            name: name.clone(),
+            instance,
+            network,
+        })
     }
 
     fn refuse(&self, kind: ErrorKind, operation: &'static str, message: &str) -> Error {
@@ -55,21 +59,31 @@ impl FakeTransport {
                 .ok_or_else(|| self.refuse(ErrorKind::Backend, "export metadata", "a range is not registered"))?,
         };
         regions.sort_unstable();
-        Ok(metadata::blob(&self.name, with_connection.then_some(self.instance), &regions))
+        Ok(metadata::blob(
+            &self.name,
+            with_connection.then_some(self.instance),
+            &regions,
+        ))
     }
 }
 
 impl Network {
     /// Loads a parsed blob into an agent, or says which rule of NIXL it breaks.
     fn load(&mut self, instance: u64, blob: &AgentBlob) -> std::result::Result<(), String> {
-        let Some(agent) = self.agents.get_mut(&instance) else { return Err("the agent is gone".to_owned()) };
+        let Some(agent) = self.agents.get_mut(&instance) else {
+            return Err("the agent is gone".to_owned());
+        };
         if agent.name == blob.agent {
             return Err("an agent's own metadata".to_owned());
         }
         if agent.unloadable.contains(&blob.agent) {
             return Err("a load of this name was refused before".to_owned());
         }
-        let connection = blob.connections.first().map(|connection| connection.info.clone()).unwrap_or_default();
+        let connection = blob
+            .connections
+            .first()
+            .map(|connection| connection.info.clone())
+            .unwrap_or_default();
         if connection.is_empty() && !agent.peers.contains_key(&blob.agent) {
             return Err("no connection information".to_owned());
         }
@@ -93,7 +107,10 @@ impl Network {
 
 impl fmt::Debug for FakeTransport {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("FakeTransport").field("name", &self.name).finish_non_exhaustive()
+        formatter
+            .debug_struct("FakeTransport")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -106,7 +123,10 @@ impl Transport for FakeTransport {
         let mut state = self.network.lock();
         state.scripted(&self.name, Call::Register, ErrorKind::Registration)?;
         let serial = state.number();
-        let earlier = state.agents.get_mut(&self.instance).and_then(|agent| agent.registrations.insert(*range, serial));
+        let earlier = state
+            .agents
+            .get_mut(&self.instance)
+            .and_then(|agent| agent.registrations.insert(*range, serial));
         if earlier.is_some() {
             state.violation(format!("{} registered {range:?} twice", self.name));
         }
@@ -120,12 +140,16 @@ impl Transport for FakeTransport {
     }
 
     fn connection_info(&self) -> Result<Vec<u8>> {
-        self.network.lock().scripted(&self.name, Call::ConnectionInfo, ErrorKind::Backend)?;
+        self.network
+            .lock()
+            .scripted(&self.name, Call::ConnectionInfo, ErrorKind::Backend)?;
         self.metadata(Some(&[]), true)
     }
 
     fn partial_metadata(&self, ranges: &[MemoryRange]) -> Result<Vec<u8>> {
-        self.network.lock().scripted(&self.name, Call::PartialMetadata, ErrorKind::Backend)?;
+        self.network
+            .lock()
+            .scripted(&self.name, Call::PartialMetadata, ErrorKind::Backend)?;
         self.metadata(Some(ranges), false)
     }
 
@@ -152,14 +176,17 @@ impl Transport for FakeTransport {
     fn drop_peer(&self, peer: &AgentName) -> Result<()> {
         let mut state = self.network.lock();
         state.scripted(&self.name, Call::Drop, ErrorKind::Backend)?;
-        let busy = state
-            .requests
-            .values()
-            .any(|flight| flight.instance == self.instance && flight.peer == *peer && flight.state == RequestState::InFlight);
+        let busy = state.requests.values().any(|flight| {
+            flight.instance == self.instance && flight.peer == *peer && flight.state == RequestState::InFlight
+        });
         if busy {
             state.violation(format!("{} dropped {peer} with a request in flight", self.name));
         }
-        let known = state.agents.get_mut(&self.instance).and_then(|agent| agent.peers.remove(peer)).is_some();
+        let known = state
+            .agents
+            .get_mut(&self.instance)
+            .and_then(|agent| agent.peers.remove(peer))
+            .is_some();
         if !known {
             return Err(self.refuse(ErrorKind::Backend, "drop peer", "the peer is not loaded"));
         }
@@ -177,8 +204,14 @@ impl Transport for FakeTransport {
     ) -> Result<Box<dyn Request>> {
         let mut state = self.network.lock();
         state.scripted(&self.name, Call::Prepare, ErrorKind::Transfer)?;
-        if let Some(range) = local.iter().find(|range| !state.is_registered(Some(self.instance), range)) {
-            let what = format!("{} prepared a request over {range:?}, which is not registered", self.name);
+        if let Some(range) = local
+            .iter()
+            .find(|range| !state.is_registered(Some(self.instance), range))
+        {
+            let what = format!(
+                "{} prepared a request over {range:?}, which is not registered",
+                self.name
+            );
             state.violation(what);
             return Err(self.refuse(ErrorKind::Transfer, "create request", "local memory is not registered"));
         }
@@ -187,8 +220,15 @@ impl Transport for FakeTransport {
             state.violation(what);
             return Err(self.refuse(ErrorKind::Transfer, "create request", "the peer is not loaded"));
         };
-        if remote.iter().any(|range| !loaded.regions.keys().any(|region| region.covers(range))) {
-            return Err(self.refuse(ErrorKind::Transfer, "create request", "remote memory is not in the metadata"));
+        if remote
+            .iter()
+            .any(|range| !loaded.regions.keys().any(|region| region.covers(range)))
+        {
+            return Err(self.refuse(
+                ErrorKind::Transfer,
+                "create request",
+                "remote memory is not in the metadata",
+            ));
         }
         let flight = Flight {
             instance: self.instance,
@@ -203,7 +243,11 @@ impl Transport for FakeTransport {
         };
         let id = state.number();
         state.requests.insert(id, flight);
-        Ok(Box::new(FakeRequest { name: self.name.clone(), id, network: Arc::clone(&self.network) }))
+        Ok(Box::new(FakeRequest {
+            name: self.name.clone(),
+            id,
+            network: Arc::clone(&self.network),
+        }))
     }
 
     fn notify(&self, peer: &AgentName, message: &[u8]) -> Result<()> {
@@ -226,7 +270,11 @@ impl Transport for FakeTransport {
         let messages = {
             let mut state = self.network.lock();
             state.scripted(&self.name, Call::PollNotifications, ErrorKind::Backend)?;
-            state.agents.get_mut(&self.instance).map(|agent| std::mem::take(&mut agent.inbox)).unwrap_or_default()
+            state
+                .agents
+                .get_mut(&self.instance)
+                .map(|agent| std::mem::take(&mut agent.inbox))
+                .unwrap_or_default()
         };
         for message in &messages {
             receive(message);
@@ -238,12 +286,25 @@ impl Transport for FakeTransport {
 impl Drop for FakeTransport {
     fn drop(&mut self) {
         let mut state = self.network.lock();
-        if state.requests.values().any(|flight| flight.instance == self.instance && flight.may_move()) {
-            state.violation(format!("{} was destroyed with memory that the wire may touch", self.name));
+        if state
+            .requests
+            .values()
+            .any(|flight| flight.instance == self.instance && flight.may_move())
+        {
+            state.violation(format!(
+                "{} was destroyed with memory that the wire may touch",
+                self.name
+            ));
         }
-        let registrations = state.agents.remove(&self.instance).map_or(0, |agent| agent.registrations.len());
+        let registrations = state
+            .agents
+            .remove(&self.instance)
+            .map_or(0, |agent| agent.registrations.len());
         if registrations > 0 {
-            state.violation(format!("{} was destroyed with {registrations} registrations", self.name));
+            state.violation(format!(
+                "{} was destroyed with {registrations} registrations",
+                self.name
+            ));
         }
     }
 }
@@ -287,7 +348,9 @@ impl FakeRequest {
     /// The call fails, because the script says so or because the peer is gone.
     fn check(&self, state: &mut Network, call: Call) -> Result<()> {
         let scripted = state.scripted(&self.name, call, ErrorKind::Transfer);
-        let Some(flight) = state.requests.get(&self.id) else { return scripted };
+        let Some(flight) = state.requests.get(&self.id) else {
+            return scripted;
+        };
         let result = scripted.and_then(|()| {
             if state.is_alive(flight.peer_instance) {
                 return Ok(());
@@ -296,7 +359,11 @@ impl FakeRequest {
         });
         if result.is_err() {
             if let Some(flight) = state.requests.get_mut(&self.id) {
-                flight.state = if flight.local.len() > 1 { RequestState::Unknown } else { RequestState::Over };
+                flight.state = if flight.local.len() > 1 {
+                    RequestState::Unknown
+                } else {
+                    RequestState::Over
+                };
                 let bytes = flight.bytes();
                 state.events.push(Event::Failed(self.name.clone(), bytes));
             }
@@ -309,7 +376,9 @@ impl Request for FakeRequest {
     fn post(&mut self) -> Result<Progress> {
         let mut state = self.network.lock();
         let completion = state.completion;
-        let Some(flight) = state.requests.get_mut(&self.id) else { return Ok(Progress::Done) };
+        let Some(flight) = state.requests.get_mut(&self.id) else {
+            return Ok(Progress::Done);
+        };
         let posted = Event::Posted {
             agent: self.name.clone(),
             bytes: flight.bytes(),
@@ -333,12 +402,16 @@ impl Request for FakeRequest {
 
     fn poll(&mut self) -> Result<Progress> {
         let mut state = self.network.lock();
-        let Some(flight) = state.requests.get(&self.id) else { return Ok(Progress::Done) };
+        let Some(flight) = state.requests.get(&self.id) else {
+            return Ok(Progress::Done);
+        };
         if flight.state != RequestState::InFlight {
             return Ok(Progress::Done);
         }
         self.check(&mut state, Call::Poll)?;
-        let Some(flight) = state.requests.get_mut(&self.id) else { return Ok(Progress::Done) };
+        let Some(flight) = state.requests.get_mut(&self.id) else {
+            return Ok(Progress::Done);
+        };
         match &mut flight.completion {
             Completion::Held => Ok(Progress::Pending),
             Completion::AfterPolls(left) if *left > 1 => {
@@ -355,7 +428,11 @@ impl Request for FakeRequest {
 
 impl fmt::Debug for FakeRequest {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("FakeRequest").field("name", &self.name).field("id", &self.id).finish_non_exhaustive()
+        formatter
+            .debug_struct("FakeRequest")
+            .field("name", &self.name)
+            .field("id", &self.id)
+            .finish_non_exhaustive()
     }
 }
 

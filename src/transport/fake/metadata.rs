@@ -19,7 +19,10 @@ pub(super) fn blob(agent: &AgentName, instance: Option<u64>, regions: &[(MemoryR
     kinds.dedup();
     number(&mut bytes, "nixlSecElms", kinds.len() as u64);
     for kind in kinds {
-        let of_kind: Vec<_> = regions.iter().filter(|(range, _)| range.kind.nixl_number() == kind).collect();
+        let of_kind: Vec<_> = regions
+            .iter()
+            .filter(|(range, _)| range.kind.nixl_number() == kind)
+            .collect();
         field(&mut bytes, "bknd", BACKEND);
         field(&mut bytes, "nixlDList", b"nixlSDList");
         field(&mut bytes, "t", &kind.to_le_bytes());
@@ -59,8 +62,16 @@ mod tests {
 
     #[test]
     fn what_it_writes_parses_and_composes() {
-        let range = |kind, addr| MemoryRange { kind, device: 0, addr: Addr(addr), len: ByteLen(64) };
-        let regions = [(range(MemoryKind::Dram, 0x1000), 1), (range(MemoryKind::Vram, 0x1000), 2)];
+        let range = |kind, addr| MemoryRange {
+            kind,
+            device: 0,
+            addr: Addr(addr),
+            len: ByteLen(64),
+        };
+        let regions = [
+            (range(MemoryKind::Dram, 0x1000), 1),
+            (range(MemoryKind::Vram, 0x1000), 2),
+        ];
         let name = AgentName::new("owner");
         let parsed = AgentBlob::parse(&blob(&name, Some(7), &regions)).unwrap();
         assert_eq!(parsed.sections.len(), 2);

@@ -147,7 +147,12 @@ impl Network {
     }
 
     pub(super) fn kill(&mut self, name: &AgentName) {
-        self.dead.extend(self.agents.iter().filter(|(_, agent)| agent.name == *name).map(|(instance, _)| *instance));
+        self.dead.extend(
+            self.agents
+                .iter()
+                .filter(|(_, agent)| agent.name == *name)
+                .map(|(instance, _)| *instance),
+        );
     }
 
     /// Whether an instance can be reached.
@@ -178,7 +183,9 @@ impl Network {
 
     /// A request has ended well: its bytes have moved, its notification is on the way.
     pub(super) fn complete(&mut self, id: u64) {
-        let Some(flight) = self.requests.get_mut(&id) else { return };
+        let Some(flight) = self.requests.get_mut(&id) else {
+            return;
+        };
         flight.state = RequestState::Over;
         let bytes = flight.bytes();
         let (instance, peer_instance) = (flight.instance, flight.peer_instance);
@@ -197,8 +204,11 @@ impl Network {
     fn copy(&self, id: u64) {
         let Some(flight) = self.requests.get(&id) else { return };
         for (local, remote) in flight.local.iter().zip(&flight.remote) {
-            let both = self.is_registered(Some(flight.instance), local) && self.is_registered(flight.peer_instance, remote);
-            let (Ok(length), true) = (usize::try_from(local.len.0), both) else { continue };
+            let both =
+                self.is_registered(Some(flight.instance), local) && self.is_registered(flight.peer_instance, remote);
+            let (Ok(length), true) = (usize::try_from(local.len.0), both) else {
+                continue;
+            };
             let [local, remote] = [local, remote]
                 .map(|range| std::ptr::with_exposed_provenance_mut::<u8>(usize::try_from(range.addr.0).unwrap_or(0)));
             let (from, to) = match flight.direction {

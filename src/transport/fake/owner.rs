@@ -23,7 +23,10 @@ impl FakeOwner {
     /// What the network's script says.
     pub fn new(network: &FakeNetwork, name: &str) -> Result<Self> {
         let transport = network.agent(&AgentName::new(name), AgentFlavor::SharedMemoryErrors)?;
-        Ok(Self { registrations: HashMap::new(), transport })
+        Ok(Self {
+            registrations: HashMap::new(),
+            transport,
+        })
     }
 
     /// Registers a range; anew, and so with another key, where it is registered.
@@ -43,7 +46,11 @@ impl FakeOwner {
     pub fn metadata(&self, ranges: &[MemoryRange], is_foreign: bool) -> Result<String> {
         let partial = self.transport.partial_metadata(ranges)?;
         let blob = compose(&self.transport.connection_info()?, &partial)?;
-        let trailer = Trailer { shared_memory_notifications: true, generation: 1, lease: None };
+        let trailer = Trailer {
+            shared_memory_notifications: true,
+            generation: 1,
+            lease: None,
+        };
         encode(&blob, (!is_foreign).then_some(&trailer), Encoding::Base64)
     }
 
@@ -53,7 +60,8 @@ impl FakeOwner {
     /// What the network's script says.
     pub fn notifications(&self) -> Result<Vec<Vec<u8>>> {
         let mut messages = Vec::new();
-        self.transport.poll_notifications(&mut |message| messages.push(message.to_vec()))?;
+        self.transport
+            .poll_notifications(&mut |message| messages.push(message.to_vec()))?;
         Ok(messages)
     }
 }

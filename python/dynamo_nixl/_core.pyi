@@ -1,0 +1,116 @@
+"""Types of the compiled module. Private: the public names are in `dynamo_nixl`."""
+
+from asyncio import Future
+from collections.abc import Awaitable, Sequence
+from typing import Any, Final, TypeAlias, final
+
+__version__: Final[str]
+
+STARTED: Final[int]
+"""Phase of an operation: its memory is registered and, on the active side, its peer is loaded."""
+FINISHED: Final[int]
+"""Phase of an operation: it has its one outcome."""
+
+READ: Final[int]
+WRITE: Final[int]
+
+LocalRange: TypeAlias = tuple[int, int, int, int, object]
+"""(DeviceKind, device id, address, bytes, owner): the owner is kept alive as long as the wire may touch the range."""
+RemoteRange: TypeAlias = tuple[int, int, int, int]
+"""(DeviceKind, device id, address, bytes)."""
+
+def load_library(path: str) -> None:
+    """Load NIXL's C library from `path` and check every symbol that is used. Raises ImportError; idempotent."""
+
+def loaded_library() -> str | None:
+    """The path NIXL was loaded from by `load_library`, or None before that."""
+
+def shutdown(timeout: float) -> bool:
+    """Close every open connector of this process, in order. For `atexit`. True when all went quiet in time."""
+
+@final
+class Connector:
+    """A connector's native half: its NIXL agents (lanes), registrations and peers. Makes no agent until opened."""
+
+    def __new__(cls, name: str) -> Connector: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def is_open(self) -> bool: ...
+    def open(self) -> Awaitable[None]:
+        """Make the control agent (about half a second) off the loop's thread. Idempotent, single-flight, any loop."""
+    def open_blocking(self) -> None:
+        """`open` for a thread without a running loop; releases the GIL."""
+    def begin(
+        self,
+        direction: int,
+        nixl_metadata: str,
+        notification_key: str,
+        remote: Sequence[RemoteRange],
+        local: Sequence[LocalRange],
+    ) -> Operation:
+        """Start a transfer of `remote[i]` into/from `local[i]`. Never blocks on the wire.
+
+        Raises ValueError (sizes, counts), MetadataError (malformed or not covering `remote`), ConnectorClosedError.
+        What fails later is the operation's outcome.
+        """
+    def expose(self, direction: int, local: Sequence[LocalRange]) -> Operation:
+        """Let a peer read (READ) or write (WRITE) `local`, once."""
+    def register(self, local: Sequence[LocalRange]) -> list[Region]:
+        """Register ranges with the control agent (counted; never twice). Releases the GIL. Raises RegistrationError."""
+    def peers(self) -> list[str]:
+        """Names of the remote agents that are loaded now."""
+    def stats(self) -> dict[str, int]:
+        """Counters since the connector was opened."""
+    def close(self, timeout: float) -> bool:
+        """Stop taking work, drive what is in flight to its end, drop the agents. True when quiet in time."""
+
+@final
+class Region:
+    """One counted hold on a registration; released when it is dropped."""
+
+    def release(self) -> None: ...
+    @property
+    def is_registered(self) -> bool: ...
+
+@final
+class Operation:
+    """One operation, active or passive. Dropping the last reference cancels it."""
+
+    @property
+    def status(self) -> int:
+        """An OperationStatus number."""
+    @property
+    def has_started(self) -> bool: ...
+    @property
+    def has_finished(self) -> bool: ...
+    @property
+    def notification_key(self) -> str: ...
+    @property
+    def peer(self) -> str | None:
+        """The remote agent's name; None on the passive side."""
+    @property
+    def bytes_total(self) -> int: ...
+    @property
+    def bytes_done(self) -> int: ...
+    def metadata(self, hex_encode: bool) -> str:
+        """The `nixl_metadata` text for the peer. Passive side, once started."""
+    def cancel(self) -> bool:
+        """End an unfinished operation as CANCELLED: no further piece is posted. True if this call ended it."""
+    def raise_for_outcome(self) -> None:
+        """Raise the failure if the outcome is one; nothing for COMPLETE, CANCELLED or while unfinished."""
+    def wait_blocking(self, phase: int, timeout: float | None) -> bool:
+        """Wait for a phase on this thread with the GIL released; False at the timeout. Ctrl-C is honoured."""
+
+@final
+class Hub:
+    """Carries completions into one event loop: an eventfd and the futures that wait behind it."""
+
+    def __new__(cls) -> Hub: ...
+    def fileno(self) -> int: ...
+    def watch(self, operation: Operation, phase: int, future: Future[Any]) -> int | None:
+        """Resolve `future` once `operation` reaches `phase`; None when it already has. Otherwise a ticket."""
+    def forget(self, ticket: int) -> None:
+        """Drop a ticket whose future nobody awaits any more."""
+    def drain(self) -> None:
+        """Resolve the futures whose operations have arrived. Loop's thread only; for `loop.add_reader`."""

@@ -1,0 +1,130 @@
+"""A connector's link to NIXL: the native half that owns agents, registrations and peers."""
+
+from __future__ import annotations
+
+import atexit
+import threading
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+from weakref import ref
+
+from . import _core, _loop
+
+if TYPE_CHECKING:
+    from .connector import Connector
+
+EXIT_PATIENCE: Final = 5.0
+"""Seconds that the end of the interpreter waits for transfers in flight."""
+
+
+class Connection:
+    """One set of NIXL agents, made for a connector and shared by all its operations.
+
+    `Connector` makes its own when it needs it; there is seldom a reason to make another.
+
+    Parameters
+    ----------
+    connector
+        Whose connection it is.
+    number
+        Positive; tells the connections of one connector apart.
+
+    Raises
+    ------
+    TypeError
+        If `connector` is no `Connector` or `number` no integer.
+    ValueError
+        If `number` is not positive.
+
+    Notes
+    -----
+    Making the object is cheap; NIXL is found, loaded and started by `initialize`, or else by the first operation.
+    The connector owns its connection, not the other way round.
+    """
+
+    def __init__(self, connector: Connector, number: int) -> None:
+        from .connector import Connector
+
+        if not isinstance(connector, Connector):
+            raise TypeError(f"a connection belongs to a Connector: {type(connector).__name__}")
+        if not isinstance(number, int):
+            raise TypeError(f"a connection's number must be an int: {type(number).__name__}")
+        if number <= 0:
+            raise ValueError(f"a connection's number must be positive: {number}")
+        # Weak: a cycle would leave agents, threads and file descriptors to the cyclic garbage collector.
+        self._connector = ref(connector)
+        self._native = _core.Connector(f"{connector.name}-{number}")
+
+    @property
+    def name(self) -> str:
+        """The name of the NIXL agent: the connector's name, a dash and the number."""
+        return self._native.name
+
+    @property
+    def connector(self) -> Connector:
+        """Whose connection it is.
+
+        Raises
+        ------
+        RuntimeError
+            If the connector is gone; a connection alone does not keep it alive, an operation does.
+        """
+        connector = self._connector()
+        if connector is None:
+            raise RuntimeError(f"the connector of this connection no longer exists: {self.name}")
+        return connector
+
+    async def initialize(self) -> None:
+        """Find and load NIXL and start this connection's agent, off the loop's thread.
+
+        Takes about half a second the first time and nothing afterwards. Any number of tasks, loops and threads may call
+        it at the same time; a failure is raised to each, and a later call tries again.
+
+        Raises
+        ------
+        ImportError
+            If NIXL is missing, too old or too new; the text says what helps.
+        NixlConnectError
+            If the agent could not be made.
+        """
+        if self._native.is_open:
+            return
+        await _loop.run_off_loop(_prepare)
+        # Before opening: the program may end while that is still going on.
+        _close_at_exit()
+        await self._native.open()
+
+    def _open_blocking(self) -> None:
+        """`initialize` for constructors, which cannot await: upstream's make their agent on the spot as well."""
+        if self._native.is_open:
+            return
+        _prepare()
+        _close_at_exit()
+        self._native.open_blocking()
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        return f"Connection(is_initialized={self._native.is_open}, name='{self.name}')"
+
+
+def _prepare() -> None:
+    """Load what operations need and importing the package must not: NIXL, and pydantic for the metadata."""
+    from ._library import ensure_loaded
+
+    import_module(".metadata", __package__)
+    ensure_loaded()
+
+
+_exit_lock: Final = threading.Lock()
+_exit_is_arranged = False
+
+
+def _close_at_exit() -> None:
+    """Have live connectors closed in order before the interpreter goes: NIXL's own threads must not outlive it."""
+    global _exit_is_arranged
+    with _exit_lock:
+        if not _exit_is_arranged:
+            atexit.register(_core.shutdown, EXIT_PATIENCE)
+            _exit_is_arranged = True

@@ -1,0 +1,262 @@
+"""The front door: one object per worker, from which all operations come."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+from ._pairing import check_local_descriptors
+from .connection import Connection
+from .kinds import OperationKind
+from .operations import ReadableOperation, ReadOperation, WritableOperation, WriteOperation
+
+if TYPE_CHECKING:
+    from .descriptor import Descriptor
+    from .metadata import RdmaMetadata
+
+
+class Connector:
+    """Begins transfers to and from peers, and exposes memory to them.
+
+    Parameters
+    ----------
+    worker_id
+        A name that no other worker has. By default a random one.
+
+    Raises
+    ------
+    TypeError
+        If `worker_id` is empty or not a string.
+
+    Notes
+    -----
+    Making one is cheap: NIXL is found, loaded and started when the first operation needs it. One connector serves any
+    number of event loops and threads, also at the same time. Connectors are equal if their names are.
+    """
+
+    def __init__(self, worker_id: str | None = None) -> None:
+        given: object = _random_name() if worker_id is None else worker_id
+        if not isinstance(given, str) or not given:
+            raise TypeError(f"a worker id must be a non-empty str: {given!r}")
+        self._worker_id = given
+        self._hostname = socket.gethostname()
+        # A threading lock because an asyncio one belongs to a single loop. It is never held across an await.
+        self._connection_lock = threading.Lock()
+        self._connection_count = 0
+        self._shared_connection: Connection | None = None
+
+    @property
+    def name(self) -> str:
+        """The worker id."""
+        return self._worker_id
+
+    @property
+    def hostname(self) -> str:
+        """The name of this machine."""
+        return self._hostname
+
+    async def initialize(self) -> None:
+        """Do nothing. Deprecated, as upstream; what is needed is set up when it is needed."""
+
+    async def begin_read(
+        self,
+        remote_metadata: RdmaMetadata,
+        local_descriptors: Descriptor | list[Descriptor],
+    ) -> ReadOperation:
+        """Begin to copy a peer's memory into local memory.
+
+        The transfer starts at once and goes on in the background, whether or not anyone waits for it.
+
+        Parameters
+        ----------
+        remote_metadata
+            From the peer's `ReadableOperation.metadata`.
+        local_descriptors
+            Where the bytes go: as many descriptors as the peer exposed, each of the same size.
+
+        Returns
+        -------
+        ReadOperation
+            The transfer under way. Dropping the last reference to it cancels it.
+
+        Raises
+        ------
+        TypeError
+            If an argument has the wrong type.
+        RuntimeError
+            If the peer's memory is exposed for writing.
+        ValueError
+            If the descriptors do not fit the peer's, or cannot be written to. `MetadataError`, a ValueError, if the
+            metadata is malformed.
+        ImportError
+            If NIXL is missing, too old or too new.
+        NixlConnectError
+            If the transfer could not be started.
+        asyncio.CancelledError
+            If the waiting task is cancelled; the operation is then cancelled as well.
+        """
+        _check_remote_metadata(remote_metadata)
+        check_local_descriptors(local_descriptors)
+        if remote_metadata.operation_kind != OperationKind.READ:
+            raise RuntimeError("the peer's memory is exposed for writing, not for reading")
+        connection = await self._create_connection()
+        operation = ReadOperation(connection, remote_metadata, local_descriptors)
+        await operation._wait_until_started()
+        return operation
+
+    async def begin_write(
+        self,
+        local_descriptors: Descriptor | list[Descriptor],
+        remote_metadata: RdmaMetadata,
+    ) -> WriteOperation:
+        """Begin to copy local memory into a peer's memory.
+
+        The transfer starts at once and goes on in the background, whether or not anyone waits for it. The local memory
+        must not be changed until it has ended.
+
+        Parameters
+        ----------
+        local_descriptors
+            What is sent: as many descriptors as the peer exposed, each of the same size.
+        remote_metadata
+            From the peer's `WritableOperation.metadata`.
+
+        Returns
+        -------
+        WriteOperation
+            The transfer under way. Dropping the last reference to it cancels it.
+
+        Raises
+        ------
+        TypeError
+            If an argument has the wrong type.
+        RuntimeError
+            If the peer's memory is exposed for reading.
+        ValueError
+            If the descriptors do not fit the peer's. `MetadataError`, a ValueError, if the metadata is malformed.
+        ImportError
+            If NIXL is missing, too old or too new.
+        NixlConnectError
+            If the transfer could not be started.
+        asyncio.CancelledError
+            If the waiting task is cancelled; the operation is then cancelled as well.
+        """
+        _check_remote_metadata(remote_metadata)
+        check_local_descriptors(local_descriptors)
+        if remote_metadata.operation_kind != OperationKind.WRITE:
+            raise RuntimeError("the peer's memory is exposed for reading, not for writing")
+        connection = await self._create_connection()
+        operation = WriteOperation(connection, local_descriptors, remote_metadata)
+        await operation._wait_until_started()
+        return operation
+
+    async def create_readable(self, local_descriptors: Descriptor | list[Descriptor]) -> ReadableOperation:
+        """Let one peer read local memory, once.
+
+        Parameters
+        ----------
+        local_descriptors
+            What may be read. It must not be changed until the operation has ended.
+
+        Returns
+        -------
+        ReadableOperation
+            The exposure; its `metadata` is what the peer needs. Dropping the last reference to it ends it.
+
+        Raises
+        ------
+        TypeError
+            If `local_descriptors` is neither a `Descriptor` nor a list of them.
+        ValueError
+            If the list is empty, mixes kinds of devices, or holds a null pointer.
+        ImportError
+            If NIXL is missing, too old or too new.
+        NixlConnectError
+            If the memory could not be registered.
+        asyncio.CancelledError
+            If the waiting task is cancelled; nothing stays exposed then.
+        """
+        check_local_descriptors(local_descriptors)
+        connection = await self._create_connection()
+        operation = ReadableOperation(connection, local_descriptors)
+        await operation._wait_until_started()
+        return operation
+
+    async def create_writable(self, local_descriptors: Descriptor | list[Descriptor]) -> WritableOperation:
+        """Let one peer write into local memory, once.
+
+        Parameters
+        ----------
+        local_descriptors
+            Where the peer's bytes go. Its contents are undefined until the operation is complete.
+
+        Returns
+        -------
+        WritableOperation
+            The exposure; its `metadata` is what the peer needs. Dropping the last reference to it ends it.
+
+        Raises
+        ------
+        TypeError
+            If `local_descriptors` is neither a `Descriptor` nor a list of them.
+        ValueError
+            If the list is empty, mixes kinds of devices, or holds a null pointer or memory that cannot be written to.
+        ImportError
+            If NIXL is missing, too old or too new.
+        NixlConnectError
+            If the memory could not be registered.
+        asyncio.CancelledError
+            If the waiting task is cancelled; nothing stays exposed then.
+        """
+        check_local_descriptors(local_descriptors)
+        connection = await self._create_connection()
+        operation = WritableOperation(connection, local_descriptors)
+        await operation._wait_until_started()
+        return operation
+
+    async def _create_connection(self) -> Connection:
+        """Get the one connection of this connector, opened. Workers call this, and override it."""
+        with self._connection_lock:
+            connection = self._shared_connection
+            if connection is None:
+                self._connection_count += 1
+                connection = Connection(self, self._connection_count)
+                self._shared_connection = connection
+        try:
+            await connection.initialize()
+        except Exception:
+            # The next caller gets a fresh one under a new number, so that no half-made agent's name is used twice. Who
+            # is merely cancelled while waiting says nothing about the connection.
+            with self._connection_lock:
+                if self._shared_connection is connection:
+                    self._shared_connection = None
+            raise
+        return connection
+
+    # Without `__hash__`, as upstream: a connector cannot be a key.
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Connector):
+            return NotImplemented
+        return self._worker_id == other._worker_id
+
+    def __str__(self) -> str:
+        return self._worker_id
+
+    def __repr__(self) -> str:
+        return f"Connector(worker_id='{self._worker_id}', hostname={self._hostname})"
+
+
+def _random_name() -> str:
+    # Imports half a dozen modules, which importing the package need not wait for.
+    from uuid import uuid4
+
+    return uuid4().hex
+
+
+def _check_remote_metadata(metadata: object) -> None:
+    # Loads pydantic, which must not be part of importing the package; whoever has metadata has it loaded.
+    from .metadata import RdmaMetadata
+
+    if not isinstance(metadata, RdmaMetadata):
+        raise TypeError(f"expected the RdmaMetadata of a peer: {type(metadata).__name__}")

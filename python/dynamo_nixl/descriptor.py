@@ -1,0 +1,173 @@
+"""A range of local memory, as the caller names it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+from .device import Device
+from .kinds import DeviceKind
+from .tensors import is_array, memory_of
+
+if TYPE_CHECKING:
+    from ._core import LocalRange
+    from .metadata import SerializedDescriptor
+    from .operations import AbstractOperation
+
+
+class Descriptor:
+    """A range of memory that a peer may read, or that a peer's bytes go to.
+
+    Parameters
+    ----------
+    data
+        One of
+
+        - a `torch.Tensor` on the CPU, on CUDA or XPU;
+        - a NumPy or CuPy array, alone or as a pair `(array, device)`; a stated device is trusted;
+        - `bytes`, `bytearray`, `memoryview` or any other object with the buffer protocol;
+        - a tuple `(address, bytes[, device[, owner]])`: nothing is checked, the device is the host unless stated, and
+          the memory must stay valid until the operations that use it have ended, which holding `owner` can ensure.
+
+    Raises
+    ------
+    TypeError
+        If `data` is none of these, or consists of references to Python objects.
+    ValueError
+        If `data` is None, or names an unknown device.
+
+    Notes
+    -----
+    Nothing is imported, registered or pinned by making a descriptor. The object behind it is kept alive, and a
+    `bytearray` cannot be resized meanwhile.
+
+    Non-contiguous tensors and arrays are copied once, when the descriptor is made: they can be sent (as they were
+    then), but an operation that would receive into them is refused with `ValueError`, and so is one that would receive
+    into read-only memory. Descriptors compare by identity (as upstream).
+    """
+
+    def __init__(self, data: Any) -> None:
+        self._data_ptr: int
+        # Workers assign to this in order to move only the beginning of a pooled buffer, and restore it afterwards.
+        self._data_size: int
+        self._data_device: Device
+        # Workers slice this when it is a tensor.
+        self._data_ref: object
+        self._owner: object
+        self._refusal: str | None = None
+        self._users: WeakSet[AbstractOperation] | None = None
+
+        if data is None:
+            raise ValueError("a descriptor needs an object that holds memory: None")
+        if isinstance(data, tuple):
+            self._extent = self._init_from_tuple(data)
+            return
+        memory = memory_of(data)
+        if memory is None:
+            raise TypeError(f"not an object whose memory can be described: {type(data).__name__}")
+        self._data_ptr, self._data_size, self._data_device, self._owner, self._data_ref, self._refusal = memory
+        self._extent = memory.size
+
+    def _init_from_tuple(self, data: tuple[Any, ...]) -> int | None:
+        """Return the size that must not be exceeded; None where only the caller knows."""
+        if len(data) == 2 and is_array(data[0]) and isinstance(data[1], (Device, str)):
+            memory = memory_of(data[0])
+            assert memory is not None  # an array always has memory
+            self._data_ptr, self._data_size, _, self._owner, self._data_ref, self._refusal = memory
+            self._data_device = _device(data[1])
+            if self._data_ref is not data[0] and self._data_device.kind is not memory.device.kind:
+                raise ValueError(f"a non-contiguous array cannot be described as memory of {self._data_device}")
+            return memory.size
+        if len(data) >= 2 and isinstance(data[0], int) and isinstance(data[1], int):
+            self._data_ptr, self._data_size = data[:2]
+            self._data_device = _device(data[2]) if len(data) > 2 else Device((DeviceKind.HOST, 0))
+            self._owner = self._data_ref = data[3] if len(data) > 3 else None
+            return None
+        raise TypeError(
+            "a tuple must be (array, device) or (address, bytes[, device[, owner]]): "
+            f"({', '.join(type(item).__name__ for item in data)})"
+        )
+
+    @staticmethod
+    def from_serialized(serialized: SerializedDescriptor) -> Descriptor:
+        """Describe a peer's range, as read from its metadata.
+
+        Raises
+        ------
+        TypeError
+            If `serialized` is not a `SerializedDescriptor`.
+        """
+        from .metadata import SerializedDescriptor
+
+        if not isinstance(serialized, SerializedDescriptor):
+            raise TypeError(f"expected a SerializedDescriptor: {type(serialized).__name__}")
+        return serialized.to_descriptor()
+
+    @property
+    def device(self) -> Device:
+        """The device that holds the memory."""
+        return self._data_device
+
+    @property
+    def ptr(self) -> int:
+        """The address of the first byte."""
+        return self._data_ptr
+
+    @property
+    def size(self) -> int:
+        """How many bytes an operation moves."""
+        return self._data_size
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether an operation holds this memory registered with NIXL.
+
+        True from the beginning of an operation until it is disposed of (as upstream): its `with` block ended, or its
+        last reference is gone.
+        """
+        return self._users is not None and any(not user._is_disposed for user in self._users)
+
+    @property
+    def metadata(self) -> SerializedDescriptor:
+        """The range as plain data. Says nothing about access: that is what `PassiveOperation.metadata` is for."""
+        from .metadata import SerializedDescriptor
+
+        return SerializedDescriptor(device=str(self._data_device), ptr=self._data_ptr, size=self._data_size)
+
+    def __str__(self) -> str:
+        return f"ptr={self._data_ptr:#x}, size={self._data_size}, device={self._data_device}"
+
+    def __repr__(self) -> str:
+        return f"Descriptor({self})"
+
+    def _local_range(self, *, is_destination: bool) -> LocalRange:
+        """Say what the native side needs, checked for the role the memory is to play.
+
+        Raises
+        ------
+        ValueError
+            If the memory cannot play it.
+        """
+        if is_destination and self._refusal is not None:
+            raise ValueError(f"cannot receive into {self!r}: {self._refusal}")
+        if self._data_ptr <= 0:
+            raise ValueError(f"the address of a descriptor must be positive: {self._data_ptr}")
+        if self._data_size < 0:
+            raise ValueError(f"the size of a descriptor cannot be negative: {self._data_size}")
+        if self._extent is not None and self._data_size > self._extent:
+            raise ValueError(f"the size of a descriptor exceeds its memory of {self._extent} bytes: {self._data_size}")
+        device = self._data_device
+        return int(device.kind), device.id, self._data_ptr, self._data_size, self._owner
+
+    def _add_user(self, operation: AbstractOperation) -> None:
+        if self._users is None:
+            self._users = WeakSet()
+        self._users.add(operation)
+
+
+def _device(value: object) -> Device:
+    if isinstance(value, Device):
+        return value
+    if isinstance(value, str):
+        return Device(value)
+    raise TypeError(f"a device is given as a Device or a str: {type(value).__name__}")

@@ -1,0 +1,365 @@
+"""The four operations: two that move bytes, two that let a peer move them.
+
+An operation runs natively from the moment it is made; the objects here watch and end it. Dropping the last reference to
+one, which includes coroutines of its `wait_for_completion`, cancels it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Self
+
+from . import _core, _loop
+from ._pairing import as_list, check_fit, check_local_descriptors, local_ranges, remote_ranges
+from .connection import Connection
+from .device import Device
+from .kinds import DeviceKind, OperationKind, OperationStatus
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from .descriptor import Descriptor
+    from .metadata import RdmaMetadata
+
+
+class AbstractOperation(ABC):
+    """What all four operations have in common."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        operation_kind: OperationKind,
+        local_descriptors: list[Descriptor],
+        native: _core.Operation,
+    ) -> None:
+        self._connection = connection
+        # The connection knows its connector only weakly.
+        self._connector = connection.connector
+        self._operation_kind = operation_kind
+        self._local_descriptors = local_descriptors
+        self._native = native
+        self._is_disposed = False
+        for descriptor in local_descriptors:
+            descriptor._add_user(self)
+
+    @property
+    def connection(self) -> Connection:
+        """The connection that carries the operation."""
+        return self._connection
+
+    @property
+    def operation_kind(self) -> OperationKind:
+        """Which way the bytes move, seen from the active side."""
+        return self._operation_kind
+
+    @property
+    def status(self) -> OperationStatus:
+        """How the operation stands. Reading it has no effect on the operation."""
+        return OperationStatus(self._native.status)
+
+    @abstractmethod
+    async def wait_for_completion(self) -> None:
+        """Wait until the operation has ended."""
+
+    def cancel(self) -> None:
+        """End the operation as `CANCELLED`, at once; does nothing if it has ended already.
+
+        Nothing further is sent, but what is on its way cannot be called back: until it has arrived the memory stays
+        registered and alive, and the destination may still change.
+        """
+        self._native.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        """Cancel the operation if it has not ended. May be called by hand, and repeatedly."""
+        self._is_disposed = True
+        self._native.cancel()
+
+    async def _finish(self) -> None:
+        await _loop.wait(self._native, _core.FINISHED)
+        self._native.raise_for_outcome()
+
+    async def _wait_until_started(self) -> None:
+        """Wait until memory is registered and the peer is loaded; raise if that failed.
+
+        A transfer that fails later raises where its end is awaited.
+        """
+        if not self._native.has_started:
+            try:
+                await _loop.wait(self._native, _core.STARTED)
+            except BaseException:
+                # Nobody will get hold of this operation, though a traceback may keep it alive.
+                self.cancel()
+                raise
+            if not self._native.has_started:
+                self._native.raise_for_outcome()
+
+
+class ActiveOperation(AbstractOperation):
+    """An operation that moves the bytes, having the peer's metadata."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        operation_kind: OperationKind,
+        local_descriptors: Descriptor | list[Descriptor],
+        remote_metadata: RdmaMetadata,
+    ) -> None:
+        from .metadata import RdmaMetadata
+
+        _check_connection(connection)
+        if not isinstance(remote_metadata, RdmaMetadata):
+            raise TypeError(f"expected the RdmaMetadata of a peer: {type(remote_metadata).__name__}")
+        check_local_descriptors(local_descriptors)
+        if remote_metadata.operation_kind != operation_kind:
+            raise ValueError(f"the peer's memory is not exposed for {operation_kind}")
+        if not remote_metadata.notification_key:
+            raise ValueError("the peer's metadata has no notification key")
+        remote_descriptors = remote_metadata.to_descriptors()
+        check_fit(local_descriptors, remote_descriptors)
+        local = as_list(local_descriptors)
+        remote = as_list(remote_descriptors)
+        mine = local_ranges(local, is_destination=operation_kind is OperationKind.READ)
+        theirs = remote_ranges(remote)
+        connection._open_blocking()
+        native = connection._native.begin(
+            _core.READ if operation_kind is OperationKind.READ else _core.WRITE,
+            remote_metadata.nixl_metadata,
+            remote_metadata.notification_key,
+            theirs,
+            mine,
+        )
+        super().__init__(connection, operation_kind, local, native)
+        self._remote_descriptors = remote
+
+    async def wait_for_completion(self) -> None:
+        """Wait until all bytes are where they belong: here after a read, at the peer after a write.
+
+        Returns at once if they are, and also if the operation was cancelled (as upstream): `status` tells. Any number
+        of tasks, in any number of loops, may wait; cancelling one of them leaves the operation as it is.
+
+        Raises
+        ------
+        NixlConnectError
+            If the transfer failed; what is in the destination then is undefined.
+        """
+        await self._finish()
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(operation_kind={self._operation_kind}, "
+            f"local_descriptors={self._local_descriptors}, remote_descriptors={self._remote_descriptors}, "
+            f"notification_key='{self._native.notification_key}', remote='{self._native.peer}', "
+            f"status='{self.status}')"
+        )
+
+
+class ReadOperation(ActiveOperation):
+    """Copies a peer's memory into local memory. Made by `Connector.begin_read`.
+
+    Parameters
+    ----------
+    connection
+        The connection that carries it. If it is not initialized yet, that happens here and blocks for half a second.
+    remote_metadata
+        From the peer's `ReadableOperation.metadata`.
+    local_descriptors
+        Where the bytes go.
+
+    Raises
+    ------
+    TypeError
+        If an argument has the wrong type.
+    ValueError
+        If the peer's memory is exposed for writing, the descriptors do not fit the peer's, or cannot be written to;
+        `MetadataError`, a ValueError, if the metadata is malformed.
+
+    Notes
+    -----
+    The local memory's contents are undefined until the operation is complete.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        remote_metadata: RdmaMetadata,
+        local_descriptors: Descriptor | list[Descriptor],
+    ) -> None:
+        super().__init__(connection, OperationKind.READ, local_descriptors, remote_metadata)
+
+    def results(self) -> list[Descriptor]:
+        """Get the local descriptors, now filled.
+
+        Raises
+        ------
+        RuntimeError
+            If the operation is not complete.
+        """
+        status = self.status
+        if status is not OperationStatus.COMPLETE:
+            raise RuntimeError(f"there are results only once an operation is complete: {status}")
+        return list(self._local_descriptors)
+
+
+class WriteOperation(ActiveOperation):
+    """Copies local memory into a peer's memory. Made by `Connector.begin_write`.
+
+    Parameters
+    ----------
+    connection
+        The connection that carries it. If it is not initialized yet, that happens here and blocks for half a second.
+    local_descriptors
+        What is sent.
+    remote_metadata
+        From the peer's `WritableOperation.metadata`.
+
+    Raises
+    ------
+    TypeError
+        If an argument has the wrong type.
+    ValueError
+        If the peer's memory is exposed for reading, or the descriptors do not fit the peer's; `MetadataError`, a
+        ValueError, if the metadata is malformed.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        local_descriptors: Descriptor | list[Descriptor],
+        remote_metadata: RdmaMetadata,
+    ) -> None:
+        super().__init__(connection, OperationKind.WRITE, local_descriptors, remote_metadata)
+
+
+class PassiveOperation(AbstractOperation):
+    """An operation that exposes memory and lets a peer move the bytes."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        operation_kind: OperationKind,
+        local_descriptors: Descriptor | list[Descriptor],
+    ) -> None:
+        _check_connection(connection)
+        check_local_descriptors(local_descriptors)
+        local = as_list(local_descriptors)
+        ranges = local_ranges(local, is_destination=operation_kind is OperationKind.WRITE)
+        connection._open_blocking()
+        native = connection._native.expose(
+            _core.READ if operation_kind is OperationKind.READ else _core.WRITE,
+            ranges,
+        )
+        super().__init__(connection, operation_kind, local, native)
+        # What was exposed, for the metadata: the descriptors may be resized for another operation meanwhile.
+        self._exposed = [(Device((DeviceKind(kind), ordinal)), ptr, size) for kind, ordinal, ptr, size, _ in ranges]
+
+    async def wait_for_completion(self) -> None:
+        """Wait until a peer reports that it has moved all bytes.
+
+        Returns at once if one has, and also if the operation was cancelled (as upstream): `status` tells. Any number of
+        tasks, in any number of loops, may wait; cancelling one of them leaves the operation as it is. The coroutine
+        keeps the operation, and with it the memory, alive from the moment it is made, awaited or not.
+
+        Raises
+        ------
+        NixlConnectError
+            If the operation failed.
+        """
+        await self._finish()
+
+    def metadata(self, hex_encode: bool = False) -> RdmaMetadata:
+        """Make what a peer needs in order to carry out this operation.
+
+        Parameters
+        ----------
+        hex_encode
+            Encode NIXL's part as hexadecimal instead of base64, for peers that run Dynamo 0.6 or older.
+
+        Returns
+        -------
+        RdmaMetadata
+            Valid until the operation ends. May be asked for repeatedly.
+
+        Raises
+        ------
+        NixlConnectError
+            If the memory could not be registered; only of an operation that was not made by a `Connector`.
+        """
+        from .metadata import RdmaMetadata, SerializedDescriptor
+
+        if not self._native.has_started:
+            # Only an operation made by its constructor can be asked this early; registration takes microseconds.
+            self._native.wait_blocking(_core.STARTED, None)
+            if not self._native.has_started:
+                self._native.raise_for_outcome()
+        return RdmaMetadata(
+            descriptors=[
+                SerializedDescriptor(device=str(device), ptr=ptr, size=size) for device, ptr, size in self._exposed
+            ],
+            nixl_metadata=self._native.metadata(hex_encode),
+            notification_key=self._native.notification_key,
+            operation_kind=int(self._operation_kind),
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(operation_kind={self._operation_kind}, "
+            f"local_descriptors={self._local_descriptors}, "
+            f"notification_key='{self._native.notification_key}', status='{self.status}')"
+        )
+
+
+class ReadableOperation(PassiveOperation):
+    """Lets one peer read local memory, once. Made by `Connector.create_readable`.
+
+    Parameters
+    ----------
+    connection
+        The connection that carries it. If it is not initialized yet, that happens here and blocks for half a second.
+    local_descriptors
+        What may be read. It must not be changed until the operation has ended.
+
+    Raises
+    ------
+    TypeError
+        If an argument has the wrong type.
+    ValueError
+        If the list is empty, mixes kinds of devices, or holds a null pointer.
+    """
+
+    def __init__(self, connection: Connection, local_descriptors: Descriptor | list[Descriptor]) -> None:
+        super().__init__(connection, OperationKind.READ, local_descriptors)
+
+
+class WritableOperation(PassiveOperation):
+    """Lets one peer write into local memory, once. Made by `Connector.create_writable`.
+
+    Parameters
+    ----------
+    connection
+        The connection that carries it. If it is not initialized yet, that happens here and blocks for half a second.
+    local_descriptors
+        Where the peer's bytes go. Its contents are undefined until the operation is complete.
+
+    Raises
+    ------
+    TypeError
+        If an argument has the wrong type.
+    ValueError
+        If the list is empty, mixes kinds of devices, or holds a null pointer or memory that cannot be written to.
+    """
+
+    def __init__(self, connection: Connection, local_descriptors: Descriptor | list[Descriptor]) -> None:
+        super().__init__(connection, OperationKind.WRITE, local_descriptors)
+
+
+def _check_connection(connection: object) -> None:
+    if not isinstance(connection, Connection):
+        raise TypeError(f"an operation needs a Connection: {type(connection).__name__}")

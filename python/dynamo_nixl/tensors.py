@@ -1,0 +1,132 @@
+"""From an object that holds memory to the bytes it stands for.
+
+torch, NumPy and CuPy are looked up in `sys.modules` and never imported: an object of theirs can only arrive in a
+process that has imported them already.
+"""
+
+import sys
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from .device import Device
+from .kinds import DeviceKind
+
+
+class Memory(NamedTuple):
+    """A range of memory and what is known about the object behind it."""
+
+    ptr: int
+    size: int
+    device: Device
+    owner: object
+    """Keeps the bytes where they are for as long as it lives; None if nothing is known of an owner."""
+    reference: object
+    """What stands for the data in Python: the caller's object, or the contiguous copy of it."""
+    refusal: str | None
+    """Why a peer's bytes must not be put here, with the remedy; None if they may."""
+
+
+_COPIED = "its memory is not contiguous, so that data would land in a hidden copy; pass a contiguous object"
+_READ_ONLY = "its memory is read-only; pass a bytearray, a writable array or a tensor"
+
+
+def memory_of(data: object) -> Memory | None:
+    """Find the memory behind a tensor, an array or an object with the buffer protocol; None for any other object.
+
+    What is not contiguous is copied once, here: the copy can be sent, but nothing can be received into it.
+
+    Raises
+    ------
+    TypeError
+        If the elements are references to Python objects.
+    ValueError
+        If the device of a tensor is none that NIXL knows.
+    """
+    torch = sys.modules.get("torch")
+    # A module that is just being imported by another thread may lack its attributes still.
+    if torch is not None and isinstance(data, getattr(torch, "Tensor", ())):
+        return _tensor(torch, data)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(data, getattr(numpy, "ndarray", ())):
+        return _numpy_array(numpy, data)
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and isinstance(data, getattr(cupy, "ndarray", ())):
+        return _cupy_array(cupy, data)
+    try:
+        view = memoryview(data)  # type: ignore[arg-type]  # whether it has the buffer protocol is the question
+    except TypeError:
+        return None
+    return _buffer(data, view)
+
+
+def is_array(data: object) -> bool:
+    """Whether `data` is a NumPy or CuPy array, which may be paired with a device."""
+    for name in ("numpy", "cupy"):
+        module = sys.modules.get(name)
+        if module is not None and isinstance(data, getattr(module, "ndarray", ())):
+            return True
+    return False
+
+
+def _tensor(torch: ModuleType, tensor: Any) -> Memory:
+    kind_name = tensor.device.type
+    if kind_name == "cpu":
+        device = Device((DeviceKind.HOST, 0))
+    elif kind_name in ("cuda", "xpu"):
+        kind = DeviceKind.CUDA if kind_name == "cuda" else DeviceKind.XPU
+        device = Device((kind, tensor.get_device()))
+    else:
+        raise ValueError(f"tensors on this device cannot be transferred, only cpu, cuda and xpu: {tensor.device}")
+    if tensor.layout is not torch.strided:
+        raise ValueError(f"only dense (strided) tensors can be transferred: {tensor.layout}")
+    # A lazily conjugated or negated tensor stores other bytes than the values it shows.
+    copied = tensor.is_conj() or tensor.is_neg() or not tensor.is_contiguous()
+    source = tensor.detach().resolve_conj().resolve_neg().contiguous() if copied else tensor
+    return Memory(
+        ptr=source.data_ptr(),
+        size=source.numel() * source.element_size(),
+        device=device,
+        # Not the tensor itself: assigning to `tensor.data` would let its memory go while a transfer is writing there.
+        owner=source.untyped_storage(),
+        reference=source,
+        refusal=_COPIED if copied else None,
+    )
+
+
+def _numpy_array(numpy: ModuleType, array: Any) -> Memory:
+    if array.dtype.hasobject:
+        raise TypeError(f"arrays of Python objects cannot be transferred: dtype {array.dtype}")
+    refusal = None
+    if not array.flags.c_contiguous:
+        array = numpy.ascontiguousarray(array)
+        refusal = _COPIED
+    elif not array.flags.writeable:
+        refusal = _READ_ONLY
+    ptr = array.__array_interface__["data"][0]
+    return Memory(ptr, array.nbytes, Device((DeviceKind.HOST, 0)), array, array, refusal)
+
+
+def _cupy_array(cupy: ModuleType, array: Any) -> Memory:
+    refusal = None
+    if not array.flags.c_contiguous:
+        array = cupy.ascontiguousarray(array)
+        refusal = _COPIED
+    return Memory(array.data.ptr, array.nbytes, Device((DeviceKind.CUDA, array.device.id)), array, array, refusal)
+
+
+def _buffer(data: object, view: memoryview) -> Memory:
+    if "O" in view.format:
+        raise TypeError(f"buffers of Python objects cannot be transferred: format {view.format!r}")
+    reference = data
+    refusal = None
+    if not view.c_contiguous:
+        reference = view.tobytes()
+        view = memoryview(reference)
+        refusal = _COPIED
+    elif view.readonly:
+        refusal = _READ_ONLY
+    # Loads ctypes, which who sends tensors need not wait for.
+    from ._pybuffer import address
+
+    # The view is the owner: while an export exists a bytearray cannot be resized nor a mapping closed.
+    return Memory(address(view), view.nbytes, Device((DeviceKind.HOST, 0)), view, reference, refusal)
