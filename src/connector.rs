@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::exposure::Exposure;
 use crate::operation::{Operation, Outcome};
 use crate::peer::RemoteMetadata;
+use crate::reactor::closing::{Closing, ClosingOrder};
 use crate::reactor::lane::Lane;
 use crate::reactor::state::closed;
 use crate::reactor::thread;
@@ -46,7 +47,19 @@ struct Lanes {
     control: Option<Arc<Lane>>,
     /// Transfers with foreign owners, which an agent with `MM_ERROR_HANDLING` would hang on.
     plain: Option<Arc<Lane>>,
+    /// Transfers with peers that the agent above them cannot load any more, one for each flavor.
+    control_spare: Option<Arc<Lane>>,
+    plain_spare: Option<Arc<Lane>>,
+    spares_made: u64,
     is_closed: bool,
+}
+
+impl Lanes {
+    fn all(&self) -> impl Iterator<Item = &Arc<Lane>> {
+        [&self.control, &self.plain, &self.control_spare, &self.plain_spare]
+            .into_iter()
+            .flatten()
+    }
 }
 
 /// Counters of a connector, for people and tests.
@@ -147,20 +160,21 @@ impl Connector {
         let is_own = metadata
             .trailer()
             .is_some_and(|trailer| trailer.shared_memory_notifications);
-        let lane = if is_own {
-            self.inner.control()?
+        let flavor = if is_own {
+            AgentFlavor::SharedMemoryErrors
         } else {
-            self.inner.plain()?
+            AgentFlavor::Plain
         };
-        if metadata.agent() == &self.inner.name || metadata.agent() == &plain_name(&self.inner.name) {
+        if metadata.agent() == &self.inner.name {
             return Err(Error::new(
                 ErrorKind::Metadata,
                 "begin transfer",
                 "the metadata is this connector's own: NIXL cannot connect an agent with itself",
             )
             .with_context("agent", metadata.agent())
-            .with_hint("use a second Connector for the other side"));
+            .with_hint("use a second Connector for the other side, or another worker id if that is another process"));
         }
+        let lane = self.inner.transfer_lane(flavor, metadata.agent())?;
         let operation = Operation::new(direction, key, Some(metadata.agent().clone()), plan.total_bytes());
         lane.start(Transfer::new(Arc::clone(&operation), Arc::new(metadata), plan, local));
         Ok(OperationHandle {
@@ -239,7 +253,7 @@ impl Connector {
     ///
     /// True where everything was quiet. What was not stays pinned for the life of the process, its agent alive.
     pub fn close(&self, timeout: Duration) -> bool {
-        self.inner.close(timeout)
+        close_lanes(&self.inner.refuse_more(), Instant::now() + timeout)
     }
 }
 
@@ -254,33 +268,46 @@ impl fmt::Debug for Connector {
 
 impl Inner {
     fn control(&self) -> Result<Arc<Lane>> {
-        self.lane(
-            |lanes| &mut lanes.control,
-            self.name.clone(),
-            AgentFlavor::SharedMemoryErrors,
-        )
+        self.lane(&mut self.lanes.lock(), AgentFlavor::SharedMemoryErrors)
     }
 
-    fn plain(&self) -> Result<Arc<Lane>> {
-        self.lane(|lanes| &mut lanes.plain, plain_name(&self.name), AgentFlavor::Plain)
-    }
-
-    /// The lane in a slot, started if need be. A lane whose agent failed is replaced, so that a later call tries again.
-    fn lane(
-        &self,
-        slot: impl FnOnce(&mut Lanes) -> &mut Option<Arc<Lane>>,
-        name: AgentName,
-        flavor: AgentFlavor,
-    ) -> Result<Arc<Lane>> {
+    /// The lane for transfers with `peer`: the flavor's own, or its spare where that one's agent cannot load the peer any
+    /// more (NIXL forgets a peer whose load it refused, its back end does not).
+    fn transfer_lane(&self, flavor: AgentFlavor, peer: &AgentName) -> Result<Arc<Lane>> {
         let mut lanes = self.lanes.lock();
+        let lane = self.lane(&mut lanes, flavor)?;
+        if !lane.refuses(peer) {
+            return Ok(lane);
+        }
+        let number = lanes.spares_made;
+        let spare = match flavor {
+            AgentFlavor::SharedMemoryErrors => &mut lanes.control_spare,
+            AgentFlavor::Plain => &mut lanes.plain_spare,
+        };
+        // A spare that refuses the peer as well is left to the operations that hold it.
+        spare.take_if(|lane| lane.refuses(peer) || has_failed(lane));
+        if let Some(spare) = spare {
+            return Ok(Arc::clone(spare));
+        }
+        let name = AgentName::new(&format!("{}-spare-{number}", self.name));
+        let lane = Lane::spawn(name, flavor, Arc::clone(&self.factory))?;
+        *spare = Some(Arc::clone(&lane));
+        lanes.spares_made += 1;
+        Ok(lane)
+    }
+
+    /// The lane of a flavor, started if need be. One whose agent failed is replaced, so that a later call tries again.
+    fn lane(&self, lanes: &mut Lanes, flavor: AgentFlavor) -> Result<Arc<Lane>> {
         if lanes.is_closed {
             return Err(closed());
         }
-        let slot = slot(&mut lanes);
+        let (slot, name) = match flavor {
+            AgentFlavor::SharedMemoryErrors => (&mut lanes.control, self.name.clone()),
+            AgentFlavor::Plain => (&mut lanes.plain, AgentName::new(&format!("{}-plain", self.name))),
+        };
+        slot.take_if(|lane| has_failed(lane));
         if let Some(lane) = slot {
-            if !matches!(lane.opened(), Some(Err(_))) {
-                return Ok(Arc::clone(lane));
-            }
+            return Ok(Arc::clone(lane));
         }
         let lane = Lane::spawn(name, flavor, Arc::clone(&self.factory))?;
         *slot = Some(Arc::clone(&lane));
@@ -288,41 +315,43 @@ impl Inner {
     }
 
     fn lanes(&self) -> Vec<Arc<Lane>> {
-        let lanes = self.lanes.lock();
-        lanes.control.iter().chain(&lanes.plain).cloned().collect()
+        self.lanes.lock().all().cloned().collect()
     }
 
-    fn close(&self, timeout: Duration) -> bool {
-        let ending = {
-            let mut lanes = self.lanes.lock();
-            lanes.is_closed = true;
-            [lanes.control.take(), lanes.plain.take()]
-        };
-        let deadline = Instant::now() + timeout;
-        for lane in ending.iter().flatten() {
-            lane.begin_close(deadline);
-        }
-        let mut quiet = true;
-        for lane in ending.iter().flatten() {
-            quiet &= lane.join(deadline);
-        }
-        quiet
+    /// Refuses everything new. The lanes stay where they are: whoever closes once more, or at the same time, waits for
+    /// them, too.
+    fn refuse_more(&self) -> Vec<Arc<Lane>> {
+        let mut lanes = self.lanes.lock();
+        lanes.is_closed = true;
+        lanes.all().cloned().collect()
     }
 }
 
-fn plain_name(name: &AgentName) -> AgentName {
-    AgentName::new(&format!("{name}-plain"))
+fn has_failed(lane: &Lane) -> bool {
+    matches!(lane.opened(), Some(Err(_)))
+}
+
+/// Closes lanes together. True where everything was quiet.
+fn close_lanes(lanes: &[Arc<Lane>], deadline: Instant) -> bool {
+    let closing = Closing::by(deadline);
+    let orders: Vec<ClosingOrder> = lanes.iter().map(|_| closing.order()).collect();
+    for (lane, order) in lanes.iter().zip(orders) {
+        lane.begin_close(order);
+    }
+    let mut quiet = true;
+    for lane in lanes {
+        quiet &= lane.join(deadline);
+    }
+    quiet
 }
 
 /// Closes every connector of this process and waits for every lane that outlived its connector. For the process's exit:
 /// afterwards no thread of ours runs NIXL. True where everything was quiet.
 pub fn shutdown(timeout: Duration) -> bool {
     let connectors = std::mem::take(&mut *CONNECTORS.lock());
-    let deadline = Instant::now() + timeout;
-    let mut quiet = true;
-    for connector in connectors.iter().filter_map(Weak::upgrade) {
-        quiet &= connector.close(deadline.saturating_duration_since(Instant::now()));
-    }
+    let connectors = connectors.iter().filter_map(Weak::upgrade);
+    let lanes: Vec<Arc<Lane>> = connectors.flat_map(|connector| connector.refuse_more()).collect();
+    let quiet = close_lanes(&lanes, Instant::now() + timeout);
     thread::join_orphans();
     quiet
 }

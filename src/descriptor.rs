@@ -141,6 +141,9 @@ pub struct Piece {
 }
 
 /// Hands out the pieces of a plan in order, each byte exactly once.
+///
+/// A piece holds either whole pairs or a part of a single one: NIXL looks a list's ranges up one after the other and may
+/// miss a part among wholes, though it finds each by itself.
 #[derive(Clone, Debug)]
 pub struct PieceCursor {
     plan: TransferPlan,
@@ -213,26 +216,35 @@ struct Position {
 }
 
 impl Position {
-    /// Walks over one piece, showing each part of a pair it takes.
+    /// Walks over one piece, showing what it takes of each pair: several pairs as a whole, or a part of one.
     fn advance(&mut self, plan: &TransferPlan, limits: PieceLimits, mut take: impl FnMut(MemoryRange, MemoryRange)) {
         let mut bytes = 0;
         let mut descriptors = 0;
-        while self.index < plan.pairs.len() && bytes < limits.bytes && descriptors < limits.descriptors {
+        while self.index < plan.pairs.len() && descriptors < limits.descriptors {
             let pair = &plan.pairs[self.index];
             let left = pair.local.len.0 - self.offset;
-            let length = left.min(limits.bytes - bytes);
-            take(
-                part(&pair.local, self.offset, length),
-                part(&pair.remote, self.offset, length),
-            );
-            bytes += length;
-            descriptors += 1;
-            if length == left {
-                self.index += 1;
-                self.offset = 0;
-            } else {
-                self.offset += length;
+            if self.offset > 0 || left > limits.bytes {
+                if descriptors == 0 {
+                    let length = left.min(limits.bytes);
+                    take(
+                        part(&pair.local, self.offset, length),
+                        part(&pair.remote, self.offset, length),
+                    );
+                    self.offset += length;
+                    if length == left {
+                        self.index += 1;
+                        self.offset = 0;
+                    }
+                }
+                return;
             }
+            if bytes + left > limits.bytes {
+                return;
+            }
+            take(pair.local, pair.remote);
+            bytes += left;
+            descriptors += 1;
+            self.index += 1;
         }
     }
 }
@@ -305,10 +317,10 @@ mod tests {
     }
 
     #[test]
-    fn a_piece_spans_small_pairs_and_cuts_big_ones() {
+    fn a_piece_spans_small_pairs_or_holds_a_part_of_a_big_one() {
         let plan = TransferPlan::new(
-            &[range(0x1000, 4), range(0x2000, 4), range(0x3000, 20)],
-            &[range(0x9000, 4), range(0xa000, 4), range(0xb000, 20)],
+            &[range(0x1000, 4), range(0x2000, 4), range(0x3000, 20), range(0x4000, 1)],
+            &[range(0x9000, 4), range(0xa000, 4), range(0xb000, 20), range(0xc000, 1)],
         )
         .unwrap();
         let mut cursor = PieceCursor::new(
@@ -318,12 +330,11 @@ mod tests {
                 descriptors: 8,
             },
         );
-        let first = cursor.next_piece().unwrap();
-        assert_eq!(first.local, [range(0x1000, 4), range(0x2000, 4), range(0x3000, 2)]);
-        assert_eq!(first.remote[2], range(0xb000, 2));
-        assert_eq!(cursor.next_piece().unwrap().local, [range(0x3002, 10)]);
+        assert_eq!(cursor.next_piece().unwrap().local, [range(0x1000, 4), range(0x2000, 4)]);
+        assert_eq!(cursor.next_piece().unwrap().local, [range(0x3000, 10)]);
+        assert_eq!(cursor.next_piece().unwrap().remote, [range(0xb00a, 10)]);
         assert!(cursor.is_at_last_piece());
-        assert_eq!(cursor.next_piece().unwrap().remote, [range(0xb00c, 8)]);
+        assert_eq!(cursor.next_piece().unwrap().remote, [range(0xc000, 1)]);
         assert!(cursor.is_exhausted());
     }
 }

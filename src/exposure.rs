@@ -108,13 +108,11 @@ impl Exposure {
         // The C API cannot put connection information into partial metadata, so the two are composed here. Should the
         // composition not check out (an unknown layout of a later NIXL), the full metadata serves, at the price of its
         // size and of showing every region.
-        transport
-            .partial_metadata(&ranges)
-            .and_then(|partial| compose(&opened.connection_info, &partial))
-            .or_else(|error| {
-                tracing::warn!(%error, "metadata could not be composed; the full metadata is sent");
-                transport.full_metadata()
-            })
+        let partial = transport.partial_metadata(&ranges)?;
+        compose(&opened.connection_info, &partial).or_else(|error| {
+            tracing::warn!(%error, "metadata could not be composed; the full metadata is sent");
+            transport.full_metadata()
+        })
     }
 
     /// Ends the exposure: an unfinished operation is cancelled, the registrations are given back. Idempotent.

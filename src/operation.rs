@@ -59,7 +59,7 @@ pub enum Phase {
     Finished,
 }
 
-/// Where completions go. Called on the reactor's threads, so it must not block, and must not call back.
+/// Where completions go. Called on the reactor's threads, so it must not block, call back or panic.
 pub trait CompletionSink: Send + Sync {
     /// The operation watched under `ticket` has reached the phase asked for.
     fn arrived(&self, ticket: u64);

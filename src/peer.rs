@@ -5,14 +5,16 @@
 //! requests while their bytes go on landing, so a peer is only invalidated when no transfer uses it; whoever needs that
 //! waits, and newcomers wait behind it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::transport::Transport;
-use crate::types::{AgentName, MemoryRange};
+use crate::types::{Addr, AgentName, ByteLen, MemoryRange};
 use crate::wire::{AgentBlob, Connection, Envelope, Trailer, decode};
 
 /// A peer with more loaded regions than this is reloaded from scratch at the next quiet moment.
@@ -21,6 +23,9 @@ const MAX_REGIONS_PER_PEER: usize = 16_384;
 /// With so many peers loaded, the one unused for longest makes room: each holds sockets and shared memory, and a process
 /// that serves short-lived peers must not collect them for ever.
 const MAX_PEERS: usize = 256;
+
+/// So many refused names are remembered.
+const MAX_REFUSED: usize = 4096;
 
 /// A passive side's metadata, decoded, parsed and bounded.
 #[derive(Clone)]
@@ -88,6 +93,17 @@ impl RemoteMetadata {
         Ok(())
     }
 
+    /// Whether loading it takes microseconds, once its peer is connected.
+    pub(crate) fn is_short(&self) -> bool {
+        const SHORT: usize = 16 << 10;
+        self.raw.len() <= SHORT
+    }
+
+    /// Whether a region lies strictly inside of `range`, so that NIXL does not find every part of it.
+    pub(crate) fn has_region_inside(&self, range: &MemoryRange) -> bool {
+        self.regions().any(|(region, _)| region.is_strictly_inside(range))
+    }
+
     fn regions(&self) -> impl Iterator<Item = (&MemoryRange, &Bytes)> {
         self.blob
             .sections
@@ -112,8 +128,10 @@ impl fmt::Debug for RemoteMetadata {
 pub enum Plan {
     /// Nothing: all of it is loaded.
     Ready,
-    /// Load it: unknown peer, or new regions of a known one.
-    Load,
+    /// Load it: the peer is unknown. Connecting takes milliseconds.
+    Connect,
+    /// Load it: the peer is known, regions are new. Takes microseconds.
+    Extend,
     /// Invalidate the peer, then load: the connection or a region's key changed, or the peer was lost.
     Reload,
     /// As `Reload`, but transfers use the peer; or another transfer waits for that. Try again in the next round.
@@ -128,12 +146,18 @@ pub struct PeerTable {
     clock: u64,
     /// Counts looks at the waiting transfers.
     round: u64,
+    refused: RefusedNames,
 }
+
+/// The names that an agent can or may not be able to load any more, shared with whoever chooses between agents.
+pub type RefusedNames = Arc<Mutex<HashSet<AgentName>>>;
 
 #[derive(Debug)]
 struct Peer {
     connections: Vec<Connection>,
-    regions: HashMap<MemoryRange, Bytes>,
+    regions: BTreeMap<MemoryRange, Bytes>,
+    /// The length of the longest region loaded.
+    longest: u64,
     /// Transfers between their start and the end of their last piece.
     in_use: usize,
     last_use: u64,
@@ -151,15 +175,27 @@ impl Peer {
             || metadata.regions().any(|(range, key)| self.conflicts(range, key))
     }
 
-    /// Whether a loaded region of another key overlaps the range. NIXL refuses the same range with another key, and
-    /// would pick either key for a part that two regions cover.
+    /// Whether the range cannot be loaded beside what is. NIXL refuses the same range with another key, and would pick
+    /// either key for a part that two regions cover. And it searches for a region by the nearest start only: what lies
+    /// behind a region strictly inside of another, which a freed and reused address easily makes, is not found.
     fn conflicts(&self, range: &MemoryRange, key: &Bytes) -> bool {
         if let Some(loaded) = self.regions.get(range) {
             return loaded != key;
         }
+        // What overlaps the range begins before its end, and at most the longest region's length before its start.
+        let first = MemoryRange {
+            addr: Addr(range.addr.0.saturating_sub(self.longest)),
+            len: ByteLen(0),
+            ..*range
+        };
+        let last = MemoryRange {
+            addr: Addr(range.end().unwrap_or(u64::MAX)),
+            len: ByteLen(u64::MAX),
+            ..*range
+        };
         self.regions
-            .iter()
-            .any(|(loaded, loaded_key)| loaded_key != key && overlap(loaded, range))
+            .range(first..=last)
+            .any(|(loaded, loaded_key)| hides(loaded, range) || (loaded_key != key && overlap(loaded, range)))
     }
 
     fn has_all(&self, metadata: &RemoteMetadata) -> bool {
@@ -168,11 +204,20 @@ impl Peer {
 }
 
 impl PeerTable {
+    /// An empty table that notes refused names in `refused`.
+    #[must_use]
+    pub fn new(refused: RefusedNames) -> Self {
+        Self {
+            refused,
+            ..Self::default()
+        }
+    }
+
     /// What must happen before a transfer with `metadata` can start.
     #[must_use]
     pub fn plan(&self, metadata: &RemoteMetadata) -> Plan {
         let Some(peer) = self.peers.get(metadata.agent()) else {
-            return Plan::Load;
+            return Plan::Connect;
         };
         match (peer.must_reload(metadata), peer.in_use > 0) {
             (true, true) => Plan::Wait,
@@ -180,7 +225,7 @@ impl PeerTable {
             // Also in the moment it is quiet: that belongs to whoever waited for it.
             (false, _) if self.is_wanted_quiet(peer) => Plan::Wait,
             (false, _) if peer.has_all(metadata) => Plan::Ready,
-            (false, _) => Plan::Load,
+            (false, _) => Plan::Extend,
         }
     }
 
@@ -199,6 +244,15 @@ impl PeerTable {
     /// # Errors
     /// [`ErrorKind::Metadata`] where NIXL refuses the metadata.
     pub fn prepare(&mut self, transport: &dyn Transport, metadata: &RemoteMetadata) -> Result<bool> {
+        if self.refused.lock().contains(metadata.agent()) {
+            return Err(Error::new(
+                ErrorKind::Transfer,
+                "load peer",
+                "this agent could not load the peer and cannot try again",
+            )
+            .with_context("peer", metadata.agent())
+            .with_hint("begin the operation once more: another agent takes over"));
+        }
         match self.plan(metadata) {
             Plan::Ready => return Ok(true),
             Plan::Wait => {
@@ -216,25 +270,34 @@ impl PeerTable {
                 transport.drop_peer(metadata.agent())?;
                 self.peers.remove(metadata.agent());
             }
-            Plan::Load if !self.peers.contains_key(metadata.agent()) => self.make_room(transport),
-            Plan::Load => {}
+            Plan::Connect => self.make_room(transport),
+            Plan::Extend => {}
         }
-        let loaded = transport.load_peer(&metadata.raw)?;
+        let loaded = transport.load_peer(&metadata.raw).inspect_err(|_| {
+            // NIXL has forgotten the peer, but its back end may not have: that name cannot be loaded here any more.
+            self.peers.remove(metadata.agent());
+            let mut refused = self.refused.lock();
+            if refused.len() >= MAX_REFUSED {
+                // Whoever is still refused will be found out again.
+                refused.clear();
+            }
+            refused.insert(metadata.agent().clone());
+        })?;
         debug_assert_eq!(&loaded, metadata.agent());
         let peer = self.peers.entry(loaded).or_insert_with(|| Peer {
             connections: metadata.blob.connections.clone(),
-            regions: HashMap::new(),
+            regions: BTreeMap::new(),
+            longest: 0,
             in_use: 0,
             last_use: self.clock,
             is_lost: false,
             wanted_quiet: None,
         });
         // Copied: a key as parsed keeps all of its blob in memory.
-        peer.regions.extend(
-            metadata
-                .regions()
-                .map(|(range, key)| (*range, Bytes::copy_from_slice(key))),
-        );
+        for (range, key) in metadata.regions() {
+            peer.longest = peer.longest.max(range.len.0);
+            peer.regions.insert(*range, Bytes::copy_from_slice(key));
+        }
         Ok(true)
     }
 
@@ -297,6 +360,11 @@ impl PeerTable {
     pub fn is_empty(&self) -> bool {
         self.peers.is_empty()
     }
+}
+
+/// Whether one of the two lies strictly inside of the other.
+fn hides(left: &MemoryRange, right: &MemoryRange) -> bool {
+    left.is_strictly_inside(right) || right.is_strictly_inside(left)
 }
 
 fn overlap(left: &MemoryRange, right: &MemoryRange) -> bool {

@@ -5,7 +5,7 @@
 //! happens when the last holder lets go, under the same lock, so that no one can register the range in between.
 
 use std::any::Any;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::transport::{Registration, Transport};
-use crate::types::MemoryRange;
+use crate::types::{Addr, ByteLen, MemoryRange};
 
 /// Whatever owns the memory of a range. Dropping it may let the memory go, so it is dropped last.
 pub type KeepAlive = Arc<dyn Any + Send + Sync>;
@@ -46,7 +46,10 @@ pub struct RegionTable {
 struct State {
     /// `None` once the table was closed.
     transport: Option<Arc<dyn Transport>>,
-    entries: HashMap<MemoryRange, Entry>,
+    /// In NIXL's order.
+    entries: BTreeMap<MemoryRange, Entry>,
+    /// The length of the longest range that was ever registered.
+    longest: u64,
 }
 
 #[derive(Debug)]
@@ -62,7 +65,8 @@ impl RegionTable {
         Arc::new(Self {
             state: Mutex::new(State {
                 transport: Some(transport),
-                entries: HashMap::new(),
+                entries: BTreeMap::new(),
+                longest: 0,
             }),
         })
     }
@@ -80,17 +84,8 @@ impl RegionTable {
             let Some(transport) = state.transport.clone() else {
                 return Err(closed());
             };
-            if let Some(entry) = state.entries.get_mut(&range) {
-                entry.holders += 1;
-            } else {
-                let registration = transport.register(&range)?;
-                state.entries.insert(
-                    range,
-                    Entry {
-                        holders: 1,
-                        _registration: registration,
-                    },
-                );
+            if !state.hold(&range) {
+                state.register(&*transport, &range)?;
             }
         }
         Ok(Region {
@@ -114,6 +109,44 @@ impl RegionTable {
         range.len.0 == 0 || self.state.lock().entries.contains_key(range)
     }
 
+    /// Makes a request over `ranges`, and holds whatever registrations NIXL may have bound it to: they stay until the
+    /// regions returned here are dropped, which the caller does when the wire is done with the request.
+    ///
+    /// NIXL looks a range up by its nearest start, so it can bind to somebody else's registration that covers the range
+    /// as well, or miss the covering one behind another that begins inside of it. Those it binds to are held, those it
+    /// would miss are registered by themselves; and nothing is registered or released in between.
+    ///
+    /// # Errors
+    /// What `make` reports, [`ErrorKind::Registration`], [`ErrorKind::Closed`].
+    pub fn bind<T>(
+        self: &Arc<Self>,
+        ranges: &[MemoryRange],
+        make: impl FnOnce(&dyn Transport) -> Result<T>,
+    ) -> Result<(T, Vec<Region>)> {
+        let mut state = self.state.lock();
+        let transport = state.transport.clone().ok_or_else(closed)?;
+        let mut held = state.register_what_nixl_misses(&*transport, ranges)?;
+        for range in state.covering(ranges) {
+            state.hold(&range);
+            held.push(range);
+        }
+        let made = make(&*transport);
+        if made.is_err() {
+            for range in &held {
+                state.release(range);
+            }
+            held.clear();
+        }
+        drop(state);
+        let regions = held.into_iter().map(|range| Region {
+            table: Arc::clone(self),
+            range,
+            _keep_alive: None,
+        });
+        let regions = regions.collect();
+        made.map(|made| (made, regions))
+    }
+
     /// How many ranges are registered.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -134,14 +167,104 @@ impl RegionTable {
     }
 
     fn release(&self, range: &MemoryRange) {
-        let mut state = self.state.lock();
+        self.state.lock().release(range);
+    }
+}
+
+impl State {
+    /// Counts one more holder; false where the range is not registered.
+    fn hold(&mut self, range: &MemoryRange) -> bool {
+        match self.entries.get_mut(range) {
+            Some(entry) => {
+                entry.holders += 1;
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn register(&mut self, transport: &dyn Transport, range: &MemoryRange) -> Result<()> {
+        let registration = transport.register(range)?;
+        self.longest = self.longest.max(range.len.0);
+        self.entries.insert(
+            *range,
+            Entry {
+                holders: 1,
+                _registration: registration,
+            },
+        );
+        Ok(())
+    }
+
+    fn release(&mut self, range: &MemoryRange) {
         // Absent after `close`.
-        if let Some(entry) = state.entries.get_mut(range) {
+        if let Some(entry) = self.entries.get_mut(range) {
             entry.holders -= 1;
             if entry.holders == 0 {
-                state.entries.remove(range);
+                self.entries.remove(range);
             }
         }
+    }
+
+    /// Registers those of `ranges` that NIXL would not find; returns them.
+    fn register_what_nixl_misses(
+        &mut self,
+        transport: &dyn Transport,
+        ranges: &[MemoryRange],
+    ) -> Result<Vec<MemoryRange>> {
+        let mut registered = Vec::new();
+        for range in ranges {
+            // In a list NIXL only walks forward, so that nothing but a range of its own is certain to be found.
+            let is_found = if ranges.len() == 1 {
+                self.is_found(range)
+            } else {
+                self.entries.contains_key(range)
+            };
+            if !is_found {
+                if let Err(error) = self.register(transport, range) {
+                    for range in &registered {
+                        self.release(range);
+                    }
+                    return Err(error);
+                }
+                registered.push(*range);
+            }
+        }
+        Ok(registered)
+    }
+
+    /// NIXL's search for one range: the first registration not before it, else the last one before it.
+    fn is_found(&self, range: &MemoryRange) -> bool {
+        let (before, after) = (self.entries.range(..range), self.entries.range(range..));
+        before
+            .last()
+            .into_iter()
+            .chain(after.take(1))
+            .any(|(known, _)| known.covers(range))
+    }
+
+    /// Every registration that covers one of `ranges`, once.
+    fn covering(&self, ranges: &[MemoryRange]) -> Vec<MemoryRange> {
+        let mut found = Vec::new();
+        for range in ranges {
+            // What covers it begins at most as far before its end as the longest registration reaches.
+            let first = MemoryRange {
+                addr: Addr(range.end().unwrap_or(u64::MAX).saturating_sub(self.longest)),
+                len: ByteLen(0),
+                ..*range
+            };
+            let last = MemoryRange {
+                len: ByteLen(u64::MAX),
+                ..*range
+            };
+            if first <= last {
+                let near = self.entries.range(first..=last).map(|(known, _)| *known);
+                found.extend(near.filter(|known| known.covers(range)));
+            }
+        }
+        found.sort_unstable();
+        found.dedup();
+        found
     }
 }
 

@@ -149,6 +149,15 @@ impl MemoryRange {
             _ => false,
         }
     }
+
+    /// Whether this range begins after `outer` and ends before it.
+    ///
+    /// NIXL finds the region of an address by the nearest start only, so of a region with another one strictly inside,
+    /// what lies behind the inner one can only be named together with the region's start.
+    #[must_use]
+    pub fn is_strictly_inside(&self, outer: &Self) -> bool {
+        outer.covers(self) && outer.addr < self.addr && self.end() < outer.end()
+    }
 }
 
 /// Which way the bytes move, seen from the active side.

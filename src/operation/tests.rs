@@ -55,8 +55,14 @@ fn an_end_implies_the_start_for_waiters() {
     assert!(operation.finish(failed()));
     assert_eq!(*recorder.0.lock(), [ticket]);
     assert!(operation.has_reached(Phase::Started));
-    assert!(!operation.watch(Phase::Started, &sink, next_ticket()), "nothing to wait for");
-    assert!(!operation.watch(Phase::Finished, &sink, next_ticket()), "nothing to wait for");
+    assert!(
+        !operation.watch(Phase::Started, &sink, next_ticket()),
+        "nothing to wait for"
+    );
+    assert!(
+        !operation.watch(Phase::Finished, &sink, next_ticket()),
+        "nothing to wait for"
+    );
     assert_eq!(recorder.0.lock().len(), 1);
 }
 
@@ -93,7 +99,10 @@ fn the_status_follows_and_never_turns_back() {
 fn a_wait_that_runs_out_leaves_the_operation_as_it_was() {
     let operation = operation();
     assert!(!operation.wait(Phase::Finished, Some(Duration::from_millis(1))));
-    assert!(operation.state.lock().waiters.is_empty(), "waits that are given up pile up");
+    assert!(
+        operation.state.lock().waiters.is_empty(),
+        "waits that are given up pile up"
+    );
     assert!(!operation.is_finished());
     operation.finish(Outcome::Complete);
     assert!(operation.wait(Phase::Finished, None));

@@ -15,10 +15,12 @@ const STALLED_NAP: Duration = Duration::from_micros(50);
 const WAITING_NAP: Duration = Duration::from_micros(100);
 /// "Lately".
 const WARM: Duration = Duration::from_secs(1);
-/// Operations wait, but nothing has happened for long. Tokio's timer has a resolution of a millisecond.
-const WAITING_PARK: Duration = Duration::from_millis(1);
-/// Nothing is pending, but something was a moment ago: the next operation is likely close.
+/// Operations wait, but nothing has happened for long: about 1 % of a core. Tokio's timer counts in milliseconds.
+const WAITING_PARK: Duration = Duration::from_millis(2);
+/// Nothing is pending, but something was a moment ago: a late reader may be connecting. Commands end it at once.
 const COOLING: Duration = Duration::from_millis(20);
+/// The pace until then.
+const COOLING_PARK: Duration = Duration::from_millis(1);
 /// Nothing is pending, but memory is registered or a peer is loaded: a late reader needs this side to connect.
 const ATTACHED_PARK: Duration = Duration::from_millis(10);
 /// Nothing at all.
@@ -86,7 +88,7 @@ impl IdlePolicy {
             };
         }
         if quiet < COOLING && activity.attached {
-            return Rest::Nap(WAITING_NAP);
+            return Rest::Park(COOLING_PARK);
         }
         Rest::Park(if activity.attached {
             ATTACHED_PARK

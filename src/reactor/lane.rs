@@ -8,15 +8,16 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
+use super::closing::ClosingOrder;
 use super::dispatch::Dispatcher;
-use super::idle::{IdlePolicy, Rest};
 use super::state::{LaneState, closed};
-use super::thread;
 use super::transfer::Transfer;
+use super::{driver, thread};
 use crate::error::Result;
 use crate::operation::Outcome;
+use crate::peer::RefusedNames;
 use crate::region::RegionTable;
 use crate::transport::{AgentFlavor, TransportFactory};
 use crate::types::AgentName;
@@ -24,15 +25,18 @@ use crate::types::AgentName;
 /// How long a caller drives its own small transfer before it leaves it to the lane.
 const INLINE_BUDGET: Duration = Duration::from_micros(30);
 
+/// How long making or destroying an agent may take beyond a deadline.
+const AGENT_GRACE: Duration = Duration::from_secs(10);
+
 /// What a lane is told through its channel.
-enum Command {
+pub(super) enum Command {
     Start(Box<Transfer>),
     /// Work for the lane's thread that would hold up a caller: a big registration.
     Run(Box<dyn FnOnce() + Send>),
     /// Nothing but a look at the wire.
     Wake,
-    /// Take nothing new, drive what is in flight until the deadline, destroy the agent.
-    Close(Instant),
+    /// Take nothing new, drive what is in flight, destroy the agent.
+    Close(ClosingOrder),
 }
 
 /// A lane. Made at once; its agent is made on its thread, and what is handed in before that waits for it.
@@ -42,15 +46,16 @@ pub(crate) struct Lane {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-struct Shared {
-    name: AgentName,
-    opened: OnceLock<Result<Opened>>,
+/// What the door and the driver share.
+pub(super) struct Shared {
+    pub(super) name: AgentName,
+    pub(super) opened: OnceLock<Result<Opened>>,
     /// Guards nothing but the wait for `opened` and `closed_quietly`.
     gate: Mutex<()>,
     gate_signal: Condvar,
     /// Set once the thread has ended its work: whether everything was quiet.
-    closed_quietly: OnceLock<bool>,
-    is_parked: AtomicBool,
+    pub(super) closed_quietly: OnceLock<bool>,
+    pub(super) is_parked: AtomicBool,
 }
 
 /// What exists once the agent does.
@@ -60,8 +65,10 @@ pub(crate) struct Opened {
     pub(crate) dispatcher: Arc<Dispatcher>,
     /// The agent's connection information, the same for its whole life.
     pub(crate) connection_info: Vec<u8>,
+    /// Peers that the agent can or may not load any more.
+    pub(super) refused: RefusedNames,
     /// Taken out when the lane ends.
-    state: Mutex<Option<LaneState>>,
+    pub(super) state: Mutex<Option<LaneState>>,
 }
 
 impl Lane {
@@ -81,7 +88,7 @@ impl Lane {
             is_parked: AtomicBool::new(false),
         });
         let body = Arc::clone(&shared);
-        let thread = thread::spawn("nixl-lane", move || body.run(flavor, &factory, receiver))?;
+        let thread = thread::spawn("nixl-lane", move || driver::run(&body, flavor, &factory, receiver))?;
         Ok(Arc::new(Self {
             shared,
             commands,
@@ -159,10 +166,15 @@ impl Lane {
         }
     }
 
-    /// Tells the lane to end by `deadline`.
-    pub(crate) fn begin_close(&self, deadline: Instant) {
-        // Refused where the thread has ended already.
-        let _ = self.commands.send(Command::Close(deadline));
+    /// Tells the lane to end.
+    pub(crate) fn begin_close(&self, order: ClosingOrder) {
+        // Refused, and dropped, where the thread has ended already.
+        let _ = self.commands.send(Command::Close(order));
+    }
+
+    /// Whether this lane's agent can or may not load a peer of that name any more.
+    pub(crate) fn refuses(&self, peer: &AgentName) -> bool {
+        matches!(self.shared.opened.get(), Some(Ok(opened)) if opened.refused.lock().contains(peer))
     }
 
     /// Waits for the lane's end, which [`Lane::begin_close`] has ordered for `deadline`. True where everything was quiet.
@@ -193,6 +205,15 @@ impl Lane {
     }
 }
 
+impl Shared {
+    /// Changes what somebody may wait for at the gate.
+    pub(super) fn open_gate<T>(&self, change: impl FnOnce() -> T) {
+        let _gate = self.gate.lock();
+        change();
+        self.gate_signal.notify_all();
+    }
+}
+
 impl Drop for Lane {
     fn drop(&mut self) {
         if let Some(thread) = self.thread.get_mut().take() {
@@ -213,160 +234,9 @@ impl fmt::Debug for Lane {
 
 impl Command {
     /// The lane has ended, or never began.
-    fn refuse(self) {
+    pub(super) fn refuse(self) {
         if let Self::Start(mut transfer) = self {
             transfer.abandon(Outcome::Failed(closed()));
         }
-    }
-}
-
-/// How long making or destroying an agent may take beyond a deadline.
-const AGENT_GRACE: Duration = Duration::from_secs(10);
-
-/// How long a lane that nobody holds any more drives what is in flight.
-const ORPHAN_GRACE: Duration = Duration::from_secs(5);
-
-impl Shared {
-    fn run(&self, flavor: AgentFlavor, factory: &TransportFactory, mut commands: UnboundedReceiver<Command>) {
-        let opened = factory(&self.name, flavor).and_then(|transport| {
-            let connection_info = transport.connection_info()?;
-            let regions = RegionTable::new(Arc::clone(&transport));
-            let dispatcher = Arc::new(Dispatcher::default());
-            let state = LaneState::new(transport, Arc::clone(&regions), Arc::clone(&dispatcher));
-            Ok(Opened {
-                regions,
-                dispatcher,
-                connection_info,
-                state: Mutex::new(Some(state)),
-            })
-        });
-        let failure = opened.as_ref().err().cloned();
-        self.open_gate(|| self.opened.get_or_init(|| opened));
-        let quiet = match (self.opened.get(), failure) {
-            (Some(Ok(opened)), _) => match tokio::runtime::Builder::new_current_thread().enable_time().build() {
-                Ok(runtime) => runtime.block_on(self.drive(opened, &mut commands)),
-                Err(error) => {
-                    tracing::error!(%error, "a lane has no runtime");
-                    true
-                }
-            },
-            (_, failure) => {
-                // Everything that was handed in fails for the reason the agent failed.
-                while let Some(command) = commands.blocking_recv() {
-                    match command {
-                        Command::Start(mut transfer) => {
-                            transfer.abandon(Outcome::Failed(failure.clone().unwrap_or_else(closed)));
-                        }
-                        Command::Run(work) => work(),
-                        Command::Wake => {}
-                        Command::Close(_) => break,
-                    }
-                }
-                true
-            }
-        };
-        commands.close();
-        while let Ok(command) = commands.try_recv() {
-            command.refuse();
-        }
-        self.open_gate(|| self.closed_quietly.get_or_init(|| quiet));
-    }
-
-    fn open_gate<T>(&self, change: impl FnOnce() -> T) {
-        let _gate = self.gate.lock();
-        change();
-        self.gate_signal.notify_all();
-    }
-
-    /// The lane's life. True where everything was quiet at its end.
-    async fn drive(&self, opened: &Opened, commands: &mut UnboundedReceiver<Command>) -> bool {
-        let mut idle = IdlePolicy::new(Instant::now());
-        let mut deadline = None;
-        loop {
-            let mut handled = false;
-            loop {
-                match commands.try_recv() {
-                    Ok(command) => {
-                        handled = true;
-                        self.handle(opened, command, &mut deadline);
-                    }
-                    Err(tokio::sync::mpsc::error::TryRecvError::Empty) => break,
-                    Err(tokio::sync::mpsc::error::TryRecvError::Disconnected) => {
-                        if deadline.is_none() {
-                            self.handle(opened, Command::Close(Instant::now() + ORPHAN_GRACE), &mut deadline);
-                        }
-                        break;
-                    }
-                }
-            }
-            let mut activity = match opened.state.lock().as_mut() {
-                Some(state) => state.tick(),
-                None => return true,
-            };
-            activity.progressed |= handled;
-            if let Some(deadline) = deadline {
-                if activity.transfers == 0 || Instant::now() >= deadline {
-                    return end(opened);
-                }
-            }
-            match idle.next(activity, Instant::now()) {
-                Rest::Spin => std::hint::spin_loop(),
-                Rest::Yield => std::thread::yield_now(),
-                // On purpose a sleep of the whole thread: tokio's timer has a resolution of a millisecond, and nothing
-                // else runs here.
-                Rest::Nap(duration) => std::thread::sleep(duration),
-                Rest::Park(duration) if deadline.is_none() => {
-                    self.is_parked.store(true, Ordering::Release);
-                    let command = tokio::time::timeout(duration, commands.recv()).await;
-                    self.is_parked.store(false, Ordering::Release);
-                    if let Ok(command) = command {
-                        let command = command.unwrap_or_else(|| Command::Close(Instant::now() + ORPHAN_GRACE));
-                        self.handle(opened, command, &mut deadline);
-                        idle.wake(Instant::now());
-                    }
-                }
-                Rest::Park(_) => std::thread::yield_now(),
-            }
-        }
-    }
-
-    fn handle(&self, opened: &Opened, command: Command, deadline: &mut Option<Instant>) {
-        match command {
-            // Outside of the lane's lock: it takes the locks that it needs.
-            Command::Run(work) => work(),
-            Command::Wake => {}
-            Command::Start(transfer) => {
-                if let Some(state) = opened.state.lock().as_mut() {
-                    state.add(*transfer);
-                }
-            }
-            Command::Close(by) => {
-                tracing::debug!(lane = %self.name, "closing");
-                *deadline = Some(by);
-                if let Some(state) = opened.state.lock().as_mut() {
-                    state.begin_close();
-                }
-            }
-        }
-    }
-}
-
-/// Takes the state apart. What the wire may still touch is leaked on purpose: its memory must outlive the process's
-/// sight of it.
-fn end(opened: &Opened) -> bool {
-    let Some(state) = opened.state.lock().take() else {
-        return true;
-    };
-    if state.is_quiet() {
-        drop(state);
-        opened.regions.close();
-        true
-    } else {
-        tracing::warn!(
-            transfers = state.transfers(),
-            "a lane was closed with transfers in flight; their memory stays pinned"
-        );
-        std::mem::forget(state);
-        false
     }
 }

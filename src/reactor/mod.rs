@@ -5,7 +5,9 @@
 //! caller may also drive a lane itself for a moment, when the transfer is small and nobody else holds the lane: such a
 //! transfer ends without a thread hop.
 
+pub(crate) mod closing;
 pub(crate) mod dispatch;
+pub(crate) mod driver;
 pub(crate) mod idle;
 pub(crate) mod lane;
 pub(crate) mod state;

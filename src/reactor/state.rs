@@ -32,11 +32,16 @@ pub(crate) struct LaneState {
 }
 
 impl LaneState {
-    pub(crate) fn new(transport: Arc<dyn Transport>, regions: Arc<RegionTable>, dispatcher: Arc<Dispatcher>) -> Self {
+    pub(crate) fn new(
+        transport: Arc<dyn Transport>,
+        peers: PeerTable,
+        regions: Arc<RegionTable>,
+        dispatcher: Arc<Dispatcher>,
+    ) -> Self {
         Self {
             resources: Resources {
                 transport,
-                peers: PeerTable::default(),
+                peers,
                 regions,
             },
             dispatcher,
@@ -107,10 +112,15 @@ impl LaneState {
         }
     }
 
+    /// Whether something was handed in, beside the lane's thread, since that look.
+    pub(crate) fn has_news(&self, seen: &Activity) -> bool {
+        self.transfers.len() != seen.transfers || self.dispatcher.waiting() != seen.waiting
+    }
+
     /// Takes nothing new any more and ends what has no outcome yet; pieces in flight are still driven.
     pub(crate) fn begin_close(&mut self) {
         self.is_closing = true;
-        self.dispatcher.finish_all(&|| Outcome::Failed(closed()));
+        self.dispatcher.close(&closed());
         for transfer in &mut self.transfers {
             transfer.abandon(Outcome::Failed(closed()));
         }

@@ -13,6 +13,7 @@ use super::transfer::{PIECE, Transfer};
 use crate::descriptor::TransferPlan;
 use crate::error::ErrorKind;
 use crate::operation::{Operation, Outcome, Phase, Status};
+use crate::peer::PeerTable;
 use crate::peer::RemoteMetadata;
 use crate::region::{LocalMemory, RegionTable};
 use crate::transport::AgentFlavor;
@@ -77,7 +78,12 @@ impl Bench {
             .unwrap();
         let regions = RegionTable::new(Arc::clone(&transport));
         let dispatcher = Arc::new(Dispatcher::default());
-        let lane = LaneState::new(transport, Arc::clone(&regions), Arc::clone(&dispatcher));
+        let lane = LaneState::new(
+            transport,
+            PeerTable::default(),
+            Arc::clone(&regions),
+            Arc::clone(&dispatcher),
+        );
         let owner = Some(FakeOwner::new(&network, OWNER).unwrap());
         Self {
             network,

@@ -22,6 +22,12 @@ pub(crate) const PIECE: PieceLimits = PieceLimits {
     descriptors: 1024,
 };
 
+/// Each pair as one piece, however big, where a part of it could not be found.
+const WHOLE: PieceLimits = PieceLimits {
+    bytes: u64::MAX,
+    descriptors: 1,
+};
+
 /// The biggest transfer that its caller may drive itself. Copying this much takes about as long as handing it over.
 const INLINE_BYTES: u64 = 64 << 10;
 /// And its most descriptors, since each may have to be registered.
@@ -36,9 +42,10 @@ pub(crate) struct Transfer {
     operation: Arc<Operation>,
     remote: Arc<RemoteMetadata>,
     cursor: PieceCursor,
-    memory: Vec<LocalMemory>,
-    regions: Vec<Region>,
+    // In the order in which they are let go: requests, then registrations, then memory.
     in_flight: Vec<Flight>,
+    regions: Vec<Region>,
+    memory: Vec<LocalMemory>,
     stage: Stage,
     /// A piece of several descriptors failed, so its memory can never be shown quiet.
     is_unquiet: bool,
@@ -49,6 +56,8 @@ struct Flight {
     request: Box<dyn Request>,
     bytes: u64,
     descriptors: usize,
+    /// What NIXL may have bound the request to.
+    regions: Vec<Region>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,13 +90,19 @@ impl Transfer {
         plan: TransferPlan,
         memory: Vec<LocalMemory>,
     ) -> Self {
+        // NIXL finds a region by its nearest start: behind one that lies inside of another, a part of the other is not
+        // found, while a whole always is.
+        let has_hidden_parts = plan
+            .pairs()
+            .iter()
+            .any(|pair| pair.remote.len.0 > PIECE.bytes && remote.has_region_inside(&pair.remote));
         Self {
             operation,
             remote,
-            cursor: PieceCursor::new(plan, PIECE),
-            memory,
-            regions: Vec::new(),
+            cursor: PieceCursor::new(plan, if has_hidden_parts { WHOLE } else { PIECE }),
             in_flight: Vec::new(),
+            regions: Vec::new(),
+            memory,
             stage: Stage::Queued,
             is_unquiet: false,
         }
@@ -97,7 +112,8 @@ impl Transfer {
     pub(crate) fn is_inline(&self, resources: &Resources) -> bool {
         self.operation.bytes_total() <= INLINE_BYTES
             && self.memory.len() <= INLINE_DESCRIPTORS
-            && resources.peers.plan(&self.remote) == Plan::Ready
+            && self.remote.is_short()
+            && matches!(resources.peers.plan(&self.remote), Plan::Ready | Plan::Extend)
     }
 
     /// Ends it for its waiters, unless it has ended; pieces in flight are still driven to their end.
@@ -178,7 +194,9 @@ impl Transfer {
                 }
                 Err(error) => {
                     let flight = self.in_flight.swap_remove(index);
-                    self.is_unquiet |= flight.descriptors > 1;
+                    if flight.descriptors > 1 {
+                        self.pin(flight.regions);
+                    }
                     self.fail(resources, error);
                     progressed = true;
                 }
@@ -209,13 +227,11 @@ impl Transfer {
         let Some(piece) = self.cursor.next_piece() else {
             return Ok(false);
         };
-        let mut request = resources.transport.prepare(
-            self.operation.direction(),
-            &piece.local,
-            &piece.remote,
-            self.remote.agent(),
-            is_last.then(|| self.operation.key().as_bytes()),
-        )?;
+        let notification = is_last.then(|| self.operation.key().as_bytes());
+        let (direction, peer) = (self.operation.direction(), self.remote.agent());
+        let (mut request, regions) = resources.regions.bind(&piece.local, |transport| {
+            transport.prepare(direction, &piece.local, &piece.remote, peer, notification)
+        })?;
         self.operation.mark_in_progress();
         match request.post() {
             Ok(Progress::Done) => self.operation.add_bytes_done(piece.bytes),
@@ -224,10 +240,13 @@ impl Transfer {
                     request,
                     bytes: piece.bytes,
                     descriptors: piece.local.len(),
+                    regions,
                 });
             }
             Err(error) => {
-                self.is_unquiet |= piece.local.len() > 1;
+                if piece.local.len() > 1 {
+                    self.pin(regions);
+                }
                 return Err(error);
             }
         }
@@ -235,6 +254,16 @@ impl Transfer {
             self.operation.finish(Outcome::Complete);
         }
         Ok(true)
+    }
+
+    /// A piece of several descriptors failed: the wire may go on with some of them, and nobody will ever know.
+    fn pin(&mut self, bound: Vec<Region>) {
+        self.is_unquiet = true;
+        for region in bound {
+            if !self.regions.iter().any(|held| held.range() == region.range()) {
+                self.regions.push(region);
+            }
+        }
     }
 
     fn fail(&mut self, resources: &mut Resources, error: Error) {

@@ -12,7 +12,12 @@ use crate::transport::fake::{Call, Event, FakeNetwork};
 use crate::types::{Addr, AgentName, ByteLen, MemoryKind};
 
 fn range(addr: u64, len: u64) -> MemoryRange {
-    MemoryRange { kind: MemoryKind::Dram, device: 0, addr: Addr(addr), len: ByteLen(len) }
+    MemoryRange {
+        kind: MemoryKind::Dram,
+        device: 0,
+        addr: Addr(addr),
+        len: ByteLen(len),
+    }
 }
 
 fn table(network: &FakeNetwork) -> Arc<RegionTable> {
@@ -37,7 +42,10 @@ impl Drop for Owner {
 fn many_holders_share_one_registration() {
     let network = FakeNetwork::new();
     let table = table(&network);
-    let memory = LocalMemory { range: range(0x1000, 64), keep_alive: None };
+    let memory = LocalMemory {
+        range: range(0x1000, 64),
+        keep_alive: None,
+    };
     let mut held: Vec<Region> = (0..10).map(|_| table.acquire(&memory).unwrap()).collect();
     assert_eq!((table.len(), network.registered("agent")), (1, vec![memory.range]));
     while let Some(region) = held.pop() {
@@ -58,11 +66,14 @@ fn the_owner_is_let_go_after_the_deregistration() {
     let table = table(&network);
     let seen = Arc::new(Mutex::new(None));
     let owner = Arc::new(Owner {
-        network: network.clone(),
+        network,
         range: range(0x1000, 64),
         dropped_while_registered: Arc::clone(&seen),
     });
-    let memory = LocalMemory { range: owner.range, keep_alive: Some(owner) };
+    let memory = LocalMemory {
+        range: owner.range,
+        keep_alive: Some(owner),
+    };
     let region = table.acquire(&memory).unwrap();
     drop(memory);
     assert_eq!(*seen.lock(), None, "the region keeps its owner");
@@ -74,7 +85,10 @@ fn the_owner_is_let_go_after_the_deregistration() {
 fn a_refused_registration_leaves_nothing_behind() {
     let network = FakeNetwork::new();
     let table = table(&network);
-    let memory = LocalMemory { range: range(0x1000, 64), keep_alive: None };
+    let memory = LocalMemory {
+        range: range(0x1000, 64),
+        keep_alive: None,
+    };
     network.fail("agent", Call::Register, 1);
     assert_eq!(table.acquire(&memory).unwrap_err().kind(), ErrorKind::Registration);
     assert!(table.is_empty());
@@ -86,7 +100,12 @@ fn a_refused_registration_leaves_nothing_behind() {
 fn a_range_of_no_bytes_costs_nothing() {
     let network = FakeNetwork::new();
     let table = table(&network);
-    let region = table.acquire(&LocalMemory { range: range(0x1000, 0), keep_alive: None }).unwrap();
+    let region = table
+        .acquire(&LocalMemory {
+            range: range(0x1000, 0),
+            keep_alive: None,
+        })
+        .unwrap();
     assert!(region.is_registered() && table.is_empty());
     assert!(network.events().is_empty());
 }
@@ -95,7 +114,10 @@ fn a_range_of_no_bytes_costs_nothing() {
 fn closing_deregisters_under_every_holder_and_takes_nothing_new() {
     let network = FakeNetwork::new();
     let table = table(&network);
-    let memory = LocalMemory { range: range(0x1000, 64), keep_alive: None };
+    let memory = LocalMemory {
+        range: range(0x1000, 64),
+        keep_alive: None,
+    };
     let region = table.acquire(&memory).unwrap();
     table.close();
     table.close();
@@ -116,7 +138,10 @@ fn holders_on_many_threads_never_register_twice() {
             let table = &table;
             scope.spawn(move || {
                 for round in 0..500 {
-                    let memory = LocalMemory { range: range(0x1000 + (thread + round) % 3 * 64, 64), keep_alive: None };
+                    let memory = LocalMemory {
+                        range: range(0x1000 + (thread + round) % 3 * 64, 64),
+                        keep_alive: None,
+                    };
                     let region = table.acquire(&memory).unwrap();
                     assert!(region.is_registered());
                 }

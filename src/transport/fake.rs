@@ -8,6 +8,7 @@ mod agent;
 mod metadata;
 mod network;
 mod owner;
+mod request;
 
 use std::sync::Arc;
 
@@ -209,6 +210,11 @@ impl FakeNetwork {
     #[must_use]
     pub fn violations(&self) -> Vec<String> {
         self.state.lock().violations.clone()
+    }
+
+    /// From now on, all registrations have the same key, as with UCX over TCP; otherwise each has its own.
+    pub fn set_equal_keys(&self) {
+        self.state.lock().equal_keys = true;
     }
 
     /// From now on, requests that end well copy their bytes.

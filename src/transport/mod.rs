@@ -79,6 +79,7 @@ pub trait Transport: Send + Sync + fmt::Debug {
     /// peer's name unloadable for the agent's life.
     ///
     /// # Errors
+    /// [`crate::error::ErrorKind::Transfer`] where the peer cannot be reached, else
     /// [`crate::error::ErrorKind::Metadata`].
     fn load_peer(&self, blob: &[u8]) -> Result<AgentName>;
 

@@ -167,10 +167,18 @@ impl Transport for NixlTransport {
     fn load_peer(&self, blob: &[u8]) -> Result<AgentName> {
         let _entry = self.entry.lock();
         let name = self.agent.load_remote_md(blob).map_err(|status| {
-            Error::new(ErrorKind::Metadata, "load peer", "NIXL refused the peer's metadata")
+            // The blob was found well formed before it came here: a failure of the back end is one to connect.
+            let (kind, message) = match status {
+                NixlError::BackendError => (ErrorKind::Transfer, "the peer cannot be reached"),
+                _ => (ErrorKind::Metadata, "NIXL refused the peer's metadata"),
+            };
+            Error::new(kind, "load peer", message)
                 .with_context("agent", &self.name)
                 .with_context("status", status_name(&status))
-                .with_hint("both ends need compatible versions of NIXL and UCX and a common transport")
+                .with_hint(
+                    "check that the peer still runs, and that both ends have compatible versions of NIXL and UCX and a \
+                     common transport",
+                )
         })?;
         Ok(AgentName::new(&name))
     }

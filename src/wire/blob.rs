@@ -61,7 +61,7 @@ impl AgentBlob {
     /// with the number unchecked.
     ///
     /// # Errors
-    /// [`ErrorKind::Metadata`] for anything NIXL would refuse or read out of bounds: a wrong tag or length, a count
+    /// [`crate::error::ErrorKind::Metadata`] for anything NIXL would refuse or read out of bounds: a wrong tag or length, a count
     /// above what the blob can hold, bytes after the end, a range that wraps, a region or a connection that is
     /// listed twice with different content; and for anything above the [limits](crate::wire::limits).
     pub fn parse(blob: &[u8]) -> Result<Self> {

@@ -136,7 +136,10 @@ fn a_failure_of_any_piece_ends_the_operation_and_drains_the_rest() {
             assert!(bench.owner().notifications().unwrap().is_empty(), "{call:?} {nth}");
             if let (Call::Post | Call::Prepare, Some(posts)) = (call, nth.checked_sub(1)) {
                 let good = bench.network.count(|event| matches!(event, Event::Done(..)));
-                assert_eq!(good, posts, "{call:?} {nth}: what was posted before is driven to its end");
+                assert_eq!(
+                    good, posts,
+                    "{call:?} {nth}: what was posted before is driven to its end"
+                );
             }
             let next = bench.start_pieces(1);
             bench.drain();
@@ -177,6 +180,48 @@ fn memory_under_a_failed_piece_of_many_descriptors_stays_pinned() {
         bench.assert_rules_kept();
         std::mem::forget(bench);
     }
+}
+
+/// NIXL does not find what lies behind a region inside of another one, but it finds the whole.
+#[test]
+fn memory_with_another_registration_inside_moves_in_one_request() {
+    let mut bench = Bench::new(Completion::AfterPolls(1));
+    let remote = range(REMOTE, 9 * PIECE.bytes);
+    let metadata = bench.exposed(remote);
+    let inner = LocalMemory {
+        range: range(LOCAL + 4096, 4096),
+        keep_alive: None,
+    };
+    // Before the start, or in the middle.
+    for ticks in [0, 1, 3] {
+        bench.next_local = LOCAL;
+        let started = bench.start(&metadata, remote);
+        bench.ticks(ticks);
+        let region = bench.regions.acquire(&inner).unwrap();
+        bench.drain();
+        assert_eq!(started.status(), Status::Complete, "{:?}", started.operation.outcome());
+        assert_eq!(started.operation.bytes_done(), remote.len.0);
+        drop(region);
+    }
+    assert_eq!(bench.owner().notifications().unwrap().len(), 3);
+    bench.assert_rules_kept();
+}
+
+#[test]
+fn an_exposed_list_may_hold_a_region_and_a_part_of_it() {
+    let mut bench = Bench::new(Completion::Inline);
+    let (whole, part) = (range(REMOTE, 3 * PIECE.bytes), range(REMOTE + 4096, 4096));
+    for range in [whole, part] {
+        bench.owner().register(range).unwrap();
+    }
+    let text = bench.owner().metadata(&[whole, part], false).unwrap();
+    let metadata = Arc::new(RemoteMetadata::decode(&text).unwrap());
+    let (started, transfer) = bench.transfer(&metadata, &[part, whole, part]);
+    bench.lane.add(transfer);
+    bench.drain();
+    assert_eq!(started.status(), Status::Complete, "{:?}", started.operation.outcome());
+    assert_eq!(started.operation.bytes_done(), whole.len.0 + 2 * part.len.0);
+    bench.assert_rules_kept();
 }
 
 #[test]

@@ -70,6 +70,26 @@ fn neither_do_inline_newcomers() {
     bench.assert_rules_kept();
 }
 
+/// The owner freed its memory and got some of the same addresses again: NIXL would look at the stale region.
+#[test]
+fn a_stale_region_inside_of_a_new_one_is_forgotten_first() {
+    for (stale, fresh) in [
+        (range(REMOTE + 4096, 4096), range(REMOTE, 3 * PIECE.bytes)),
+        (range(REMOTE, 3 * PIECE.bytes), range(REMOTE + 4096, 4096)),
+    ] {
+        let mut bench = Bench::new(Completion::Inline);
+        bench.network.set_equal_keys();
+        let metadata = bench.exposed(stale);
+        let first = bench.start(&metadata, stale);
+        bench.drain();
+        let metadata = bench.exposed(fresh);
+        let second = bench.start(&metadata, fresh);
+        bench.drain();
+        assert_eq!((first.status(), second.status()), (Status::Complete, Status::Complete));
+        bench.assert_rules_kept();
+    }
+}
+
 #[test]
 fn a_waiter_that_gives_up_holds_nobody_back() {
     let mut bench = Bench::new(Completion::Held);

@@ -14,6 +14,7 @@ use crate::types::{AgentName, Direction, MemoryRange};
 pub(super) struct Network {
     pub(super) completion: Completion,
     pub(super) copies: bool,
+    pub(super) equal_keys: bool,
     /// Calls that are to fail, with how many more calls it takes.
     pub(super) failures: Vec<(AgentName, Call, usize)>,
     pub(super) events: Vec<Event>,
@@ -87,6 +88,7 @@ impl Network {
         Self {
             completion: Completion::Inline,
             copies: false,
+            equal_keys: false,
             failures: Vec::new(),
             events: Vec::new(),
             violations: Vec::new(),
@@ -179,6 +181,17 @@ impl Network {
         instance
             .and_then(|instance| self.agents.get(&instance))
             .is_some_and(|agent| agent.registrations.keys().any(|registered| registered.covers(range)))
+    }
+
+    /// Whether NIXL would find the range among `known`: it looks only at the two neighbours in the order of addresses, so
+    /// a range hides behind another one that lies strictly inside of the same region.
+    pub(super) fn finds<'ranges>(known: impl Iterator<Item = &'ranges MemoryRange>, range: &MemoryRange) -> bool {
+        let order = |range: &MemoryRange| (range.device, range.addr, range.len);
+        let mut known: Vec<&MemoryRange> = known.filter(|known| known.kind == range.kind).collect();
+        known.sort_unstable_by_key(|known| order(known));
+        let at = known.partition_point(|known| order(known) < order(range));
+        let next = known.get(at).is_some_and(|next| next.covers(range));
+        next || at.checked_sub(1).is_some_and(|at| known[at].covers(range))
     }
 
     /// A request has ended well: its bytes have moved, its notification is on the way.
