@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 from weakref import WeakKeyDictionary
 
 from . import _core
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+_Result = TypeVar("_Result")
 
 _hubs: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, _core.Hub]] = WeakKeyDictionary()
 _hubs_lock: Final = threading.Lock()
@@ -46,36 +48,36 @@ async def wait(operation: _core.Operation, phase: int) -> None:
         raise
 
 
-async def run_off_loop(function: Callable[[], None]) -> None:
-    """Run something slow that happens once or twice in a process's life, without blocking the running loop.
+async def run_off_loop(function: Callable[[], _Result]) -> _Result:
+    """Run something slow that happens seldom, without blocking the running loop.
 
-    Cancelling the wait does not stop `function`.
+    Cancelling the wait does not stop `function`; its result is dropped then.
     """
     # A thread of its own and not the loop's executor: that one may be full of the user's work, and stays for ever.
     # Not a daemon: the end of the interpreter must not come upon a library that is just being loaded.
     loop = asyncio.get_running_loop()
-    future = loop.create_future()
+    future: asyncio.Future[_Result] = loop.create_future()
 
-    def finish(error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is None:
-            future.set_result(None)
-        else:
+    def finish(result: _Result) -> None:
+        if not future.done():
+            future.set_result(result)
+
+    def fail(error: BaseException) -> None:
+        if not future.done():
             future.set_exception(error)
 
     def run() -> None:
-        error = None
-        try:
-            function()
-        except BaseException as raised:
-            error = raised
         # RuntimeError: the loop was closed meanwhile, and with it went whoever waited.
         with suppress(RuntimeError):
-            loop.call_soon_threadsafe(finish, error)
+            try:
+                result = function()
+            except BaseException as error:
+                loop.call_soon_threadsafe(fail, error)
+            else:
+                loop.call_soon_threadsafe(finish, result)
 
     threading.Thread(target=run, name="dynamo-nixl-setup").start()
-    await future
+    return await future
 
 
 def _hub_of(loop: asyncio.AbstractEventLoop) -> _core.Hub:

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import socket
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, TypeVar
 
+from . import _loop
 from ._pairing import check_local_descriptors
 from .connection import Connection
 from .kinds import OperationKind
-from .operations import ReadableOperation, ReadOperation, WritableOperation, WriteOperation
+from .operations import ActiveOperation, ReadableOperation, ReadOperation, WritableOperation, WriteOperation
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .descriptor import Descriptor
     from .metadata import RdmaMetadata
+
+
+_Active = TypeVar("_Active", bound=ActiveOperation)
+
+_LONG_METADATA: Final = 64 * 1024
+"""Characters; decoding this many takes about a millisecond."""
 
 
 class Connector:
@@ -101,9 +110,7 @@ class Connector:
         if remote_metadata.operation_kind != OperationKind.READ:
             raise RuntimeError("the peer's memory is exposed for writing, not for reading")
         connection = await self._create_connection()
-        operation = ReadOperation(connection, remote_metadata, local_descriptors)
-        await operation._wait_until_started()
-        return operation
+        return await _begin(lambda: ReadOperation(connection, remote_metadata, local_descriptors), remote_metadata)
 
     async def begin_write(
         self,
@@ -147,9 +154,7 @@ class Connector:
         if remote_metadata.operation_kind != OperationKind.WRITE:
             raise RuntimeError("the peer's memory is exposed for reading, not for writing")
         connection = await self._create_connection()
-        operation = WriteOperation(connection, local_descriptors, remote_metadata)
-        await operation._wait_until_started()
-        return operation
+        return await _begin(lambda: WriteOperation(connection, local_descriptors, remote_metadata), remote_metadata)
 
     async def create_readable(self, local_descriptors: Descriptor | list[Descriptor]) -> ReadableOperation:
         """Let one peer read local memory, once.
@@ -245,6 +250,17 @@ class Connector:
 
     def __repr__(self) -> str:
         return f"Connector(worker_id='{self._worker_id}', hostname={self._hostname})"
+
+
+async def _begin(make: Callable[[], _Active], remote_metadata: RdmaMetadata) -> _Active:
+    """Make an active operation and wait until it has got going."""
+    if len(remote_metadata.nixl_metadata) > _LONG_METADATA:
+        # Upstream lists all of an agent's regions: with thousands of them, decoding would hold up the loop.
+        operation = await _loop.run_off_loop(make)
+    else:
+        operation = make()
+    await operation._wait_until_started()
+    return operation
 
 
 def _random_name() -> str:

@@ -1,0 +1,156 @@
+"""A peer that is not ours: NIXL's own Python agent, configured and used as upstream's nixl_connect does.
+
+What upstream sends and how it decodes is re-told here; the samples in tests/fixtures/wire show the same.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+import uuid
+import zlib
+from typing import Any
+
+import numpy as np
+from nixl_cu12._api import nixl_agent, nixl_agent_config
+
+from support.memory import blank, is_pattern, pattern
+
+ENVIRONMENT = {
+    # Its agents say hello on stderr otherwise; and with a system libefa they crash at exit, see _library.py.
+    "NIXL_LOG_LEVEL": "ERROR",
+    "UCX_MODULES": "^efa",
+}
+PATIENCE = 60.0
+
+
+class Foreign:
+    """An agent with registered memory and the transfers it has begun."""
+
+    def __init__(self, name: str, *, progress_thread: bool = True, engine_config: str | None = None) -> None:
+        config = nixl_agent_config(enable_prog_thread=progress_thread, backends=[] if engine_config else ["UCX"])
+        self.agent = nixl_agent(name, config)
+        if engine_config:
+            self.agent.create_backend("UCX", {"engine_config": engine_config})
+        self.arrays: list[np.ndarray] = []
+        self.registrations: list[Any] = []
+
+    def register(self, array: np.ndarray) -> np.ndarray:
+        """Register an array for the agent's whole life."""
+        self.arrays.append(array)
+        self.registrations.append(self.agent.register_memory([(array.ctypes.data, array.nbytes, 0, "")], "DRAM"))
+        return array
+
+    def metadata(self, array: np.ndarray, kind: int, key: str | None = None) -> dict[str, Any]:
+        """What upstream's passive operation sends: the full metadata of the agent."""
+        return {
+            "descriptors": [{"device": "cpu", "ptr": array.ctypes.data, "size": array.nbytes}],
+            "nixl_metadata": encode(self.agent.get_agent_metadata()),
+            "notification_key": key or str(uuid.uuid4()),
+            "operation_kind": kind,
+        }
+
+    def notifications(self) -> list[bytes]:
+        """Take what has arrived since the last call."""
+        return [message for messages in self.agent.get_new_notifs().values() for message in messages]
+
+    def begin(self, direction: str, local: np.ndarray, metadata: dict[str, Any]) -> Any:
+        """Post a transfer as upstream's active operation does."""
+        peer = self.agent.add_remote_agent(decode(metadata["nixl_metadata"]))
+        descriptor = metadata["descriptors"][0]
+        mine = self.agent.get_xfer_descs([(local.ctypes.data, local.nbytes, 0)], "DRAM")
+        theirs = self.agent.get_xfer_descs([(descriptor["ptr"], descriptor["size"], 0)], "DRAM")
+        key = metadata["notification_key"].encode()
+        handle = self.agent.initialize_xfer(direction, mine, theirs, peer, key)
+        self.agent.transfer(handle, key)
+        return handle
+
+    def finish(self, handle: Any, patience: float = PATIENCE) -> str:
+        """Poll a transfer to its end. Returns NIXL's last word on it."""
+        deadline = time.monotonic() + patience
+        while (state := self.agent.check_xfer_state(handle)) == "PROC" and time.monotonic() < deadline:
+            time.sleep(0.0005)
+        return str(state)
+
+
+def encode(blob: bytes) -> str:
+    """Upstream's default encoding."""
+    return "b64:" + base64.b64encode(zlib.compress(blob, level=6)).decode()
+
+
+def decode(text: str) -> bytes:
+    """Upstream's decoder, both forms."""
+    packed = base64.b64decode(text.removeprefix("b64:")) if text.startswith("b64:") else bytes.fromhex(text)
+    return zlib.decompress(packed)
+
+
+# What tests have a worker do with such an agent. Plain functions: they block, as upstream's calls do.
+
+
+def start(here: Any, **options: Any) -> str:
+    """Make the agent."""
+    here.foreign = Foreign(f"foreign-{uuid.uuid4().hex}-1", **options)
+    return str(here.foreign.agent.name)
+
+
+def expose_readable(here: Any, size: int, seed: int = 0, key: str | None = None) -> dict[str, Any]:
+    """Register a pattern and describe it."""
+    return here.foreign.metadata(here.foreign.register(pattern(size, seed)), 1, key)
+
+
+def expose_writable(here: Any, size: int) -> dict[str, Any]:
+    """Register blank memory and describe it."""
+    return here.foreign.metadata(here.foreign.register(blank(size)), 2)
+
+
+def holds_pattern(here: Any, seed: int = 0) -> bool:
+    """Whether the pattern has arrived in what was registered last."""
+    return is_pattern(here.foreign.arrays[-1], seed)
+
+
+def receive(here: Any, count: int) -> list[bytes]:
+    """Wait for so many notifications, and return them with whatever comes along."""
+    messages: list[bytes] = []
+    deadline = time.monotonic() + PATIENCE
+    while len(messages) < count and time.monotonic() < deadline:
+        messages += here.foreign.notifications()
+        time.sleep(0.0005)
+    return messages
+
+
+def receive_nothing_more(here: Any) -> list[bytes]:
+    """Whatever arrives, given a moment, after the sender is gone."""
+    messages = here.foreign.notifications()
+    time.sleep(0.1)
+    return messages + here.foreign.notifications()
+
+
+def read(here: Any, metadata: dict[str, Any], seed: int = 0) -> tuple[str, bool]:
+    """Read what is exposed. Returns NIXL's last word, and whether the pattern arrived."""
+    array = here.foreign.register(blank(metadata["descriptors"][0]["size"]))
+    handle = here.foreign.begin("READ", array, metadata)
+    return here.foreign.finish(handle), is_pattern(array, seed)
+
+
+def write(here: Any, metadata: dict[str, Any], seed: int = 0) -> str:
+    """Write a pattern to what is exposed. Returns NIXL's last word."""
+    array = here.foreign.register(pattern(metadata["descriptors"][0]["size"], seed))
+    return here.foreign.finish(here.foreign.begin("WRITE", array, metadata))
+
+
+def try_to_read(here: Any, metadata: dict[str, Any], patience: float) -> str:
+    """Read with little patience."""
+    array = here.foreign.register(blank(metadata["descriptors"][0]["size"]))
+    return here.foreign.finish(here.foreign.begin("READ", array, metadata), patience)
+
+
+def notify(here: Any, nixl_metadata: str, messages: list[bytes]) -> None:
+    """Send notifications without a transfer."""
+    peer = here.foreign.agent.add_remote_agent(decode(nixl_metadata))
+    for message in messages:
+        here.foreign.agent.send_notif(peer, message)
+
+
+def blob_of_one_region(here: Any, size: int) -> str:
+    """Upstream's `nixl_metadata` of an agent with one region."""
+    return str(expose_readable(here, size)["nixl_metadata"])

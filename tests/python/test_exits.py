@@ -1,0 +1,214 @@
+"""How processes end that have used NIXL: with the code they should, in silence, and at all."""
+
+from __future__ import annotations
+
+import signal
+import textwrap
+
+import pytest
+
+from support import scripts
+from support.scripts import Ended
+
+pytestmark = pytest.mark.nixl
+
+HEAD = """
+import asyncio
+import gc
+import sys
+import threading
+from dynamo_nixl import Connector, Descriptor, RdmaMetadata
+
+async def exchange(size):
+    # Both ends in one process: what counts is that NIXL was used. All ends with the frame.
+    owner, reader = Connector(), Connector()
+    exposed = await owner.create_readable(Descriptor(bytes(size)))
+    begun = await reader.begin_read(exposed.metadata(), Descriptor(bytearray(size)))
+    await asyncio.gather(begun.wait_for_completion(), exposed.wait_for_completion())
+    return owner, reader, exposed, begun
+"""
+
+
+def program(body: str) -> str:
+    return HEAD + textwrap.dedent(body)
+
+
+CLEAN = {
+    "all is disposed of": """
+        async def main():
+            *_, exposed, begun = await exchange(5000)
+            with exposed, begun:
+                pass
+        asyncio.run(main())
+    """,
+    "a live connector": """
+        connectors = asyncio.run(exchange(5000))
+    """,
+    "in a reference cycle": """
+        async def main():
+            cycle = list(await exchange(5000))
+            cycle.append(cycle)
+        gc.disable()
+        asyncio.run(main())
+    """,
+    "an outstanding readable": """
+        async def main():
+            global connector, operation
+            connector = Connector()
+            operation = await connector.create_readable(Descriptor(bytearray(5000)))
+            operation.metadata()
+        asyncio.run(main())
+    """,
+    "an outstanding waiter": """
+        async def main():
+            global connector, task
+            connector = Connector()
+            operation = await connector.create_readable(Descriptor(bytearray(5000)))
+            task = asyncio.create_task(operation.wait_for_completion())
+            await asyncio.sleep(0)
+        asyncio.run(main())
+    """,
+    "an outstanding big exposure": """
+        async def main():
+            global operation
+            operation = await Connector().create_writable(Descriptor(bytearray(64 << 20)))
+        asyncio.run(main())
+    """,
+    "a read that was just begun": """
+        async def main():
+            global everything
+            owner, reader = Connector(), Connector()
+            exposed = await owner.create_readable(Descriptor(bytes(64 << 20)))
+            begun = await reader.begin_read(exposed.metadata(), Descriptor(bytearray(64 << 20)))
+            everything = owner, reader, exposed, begun
+        asyncio.run(main())
+    """,
+    "opening is under way": """
+        async def main():
+            global connector
+            connector = Connector()
+            asyncio.create_task(connector.create_readable(Descriptor(bytearray(5000))))
+            await asyncio.sleep(0.01)
+        asyncio.run(main())
+    """,
+    "sys.exit(0) in a task": """
+        async def main():
+            global everything
+            everything = await exchange(5000)
+            sys.exit(0)
+        asyncio.run(main())
+    """,
+    "a loop that was never closed": """
+        loop = asyncio.new_event_loop()
+        everything = loop.run_until_complete(exchange(5000))
+        loop.close()
+    """,
+    "in a thread that has ended": """
+        def work():
+            global everything
+            everything = asyncio.run(exchange(5000))
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    """,
+    "never used": """
+        connector = Connector("worker")
+        descriptor = Descriptor(bytearray(5))
+    """,
+}
+
+
+@pytest.mark.parametrize("body", CLEAN.values(), ids=CLEAN)
+def test_clean(tmp_path, transport, body):
+    assert scripts.run(program(body), tmp_path, transport) == Ended(0, "", "")
+
+
+def test_sys_exit_with_a_code_in_a_task(tmp_path):
+    body = """
+        async def fail():
+            sys.exit(7)
+        async def main():
+            global everything
+            everything = await exchange(5000)
+            await asyncio.create_task(fail())
+        asyncio.run(main())
+    """
+    assert scripts.run(program(body), tmp_path) == Ended(7, "", "")
+
+
+def test_an_exception_out_of_main(tmp_path):
+    body = """
+        async def main():
+            global everything
+            everything = await exchange(5000)
+            operation = await everything[0].create_readable(Descriptor(bytearray(5000)))
+            raise LookupError("on purpose")
+        asyncio.run(main())
+    """
+    code, output, errors = scripts.run(program(body), tmp_path)
+    assert (code, output) == (1, "")
+    assert errors.startswith("Traceback (most recent call last):")
+    assert errors.endswith("\nLookupError: on purpose\n")
+    assert errors.count("Traceback") == 1
+
+
+def test_a_coroutine_that_was_never_awaited(tmp_path):
+    body = """
+        async def main():
+            global waiting
+            operation = await Connector().create_readable(Descriptor(bytearray(5000)))
+            waiting = operation.wait_for_completion()
+        asyncio.run(main())
+    """
+    code, output, errors = scripts.run(program(body), tmp_path)
+    assert (code, output) == (0, "")
+    # Python's own remark, and nothing besides.
+    assert "was never awaited" in errors
+    assert all(
+        "coroutine" in line or line.startswith(("Exception ignored", "RuntimeWarning")) or not line.strip()
+        for line in errors.splitlines()
+    ), errors
+
+
+WAITS = {
+    "in a loop": """
+        async def main():
+            operation = await Connector().create_readable(Descriptor(bytearray(5000)))
+            print("waiting", flush=True)
+            await operation.wait_for_completion()
+        asyncio.run(main())
+    """,
+    "without a loop": """
+        operation = asyncio.run(Connector().create_readable(Descriptor(bytearray(5000))))
+        print("waiting", flush=True)
+        operation._native.wait_blocking(2, None)
+    """,
+}
+
+
+@pytest.mark.parametrize("body", WAITS.values(), ids=WAITS)
+def test_ctrl_c_while_waiting(tmp_path, body):
+    process = scripts.start(program(body), tmp_path)
+    assert process.stdout.readline() == "waiting\n"
+    process.send_signal(signal.SIGINT)
+    code, output, errors = scripts.end(process)
+    # Python ends itself with the signal after an uncaught KeyboardInterrupt.
+    assert (code, output) == (-signal.SIGINT, "")
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+
+
+def test_a_fork_that_ends_normally(tmp_path):
+    """The child inherits a connector without its threads; its exit must neither hang nor disturb the parent."""
+    body = """
+        import os
+        import warnings
+        warnings.simplefilter("ignore")
+        everything = asyncio.run(exchange(5000))
+        child = os.fork()
+        if child == 0:
+            sys.exit(3)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 3
+        asyncio.run(exchange(5000))
+    """
+    assert scripts.run(program(body), tmp_path) == Ended(0, "", "")
