@@ -60,7 +60,7 @@ lint-rust: setup ## rustfmt, clippy, rustdoc, ignored tests
 	cargo clippy --all-targets -- -D warnings
 	cargo clippy --all-targets --features testing -- -D warnings
 	cargo clippy --all-targets $(PYTHON_FEATURES) -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --quiet
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --quiet --features testing
 	$(BIN)/python scripts/check_rust_skips.py
 
 lint-python: build ## ruff, mypy, stubtest
@@ -109,7 +109,7 @@ distclean: clean ## Remove everything that git ignores here
 
 $(VENV_READY): requirements-dev.txt
 	scripts/check_tools.sh "$(PYTHON)"
-	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	test -x $(BIN)/pip || "$(PYTHON)" -m venv $(VENV)
 	$(PIP) install -r requirements-dev.txt
 	$(PIP) install --no-deps nixl-cu12==$(NIXL_VERSION)
 	touch $@

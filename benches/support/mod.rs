@@ -1,0 +1,7 @@
+//! Two processes for one benchmark: this executable, started a second time, is the owner that exposes memory.
+
+pub(crate) mod core_side;
+pub(crate) mod memory;
+pub(crate) mod process;
+pub(crate) mod protocol;
+pub(crate) mod raw_side;
