@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -74,9 +76,12 @@ class Report:
 
 def run_demo(sizes: list[int], repeat: int, timeout: float, *, as_json: bool) -> int:
     """Run the demo and print what happened; returns the exit code."""
+    directory = tempfile.mkdtemp(prefix="dynamo-nixl-demo-")
+    # Before the connector arranges its own end, hence done after it: UCX aborts the process when it cannot open its
+    # log, and after a time-out an agent may still be starting.
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
     try:
-        with tempfile.TemporaryDirectory(prefix="dynamo-nixl-demo-") as directory:
-            report = asyncio.run(_run(sizes, repeat, timeout, Path(directory)))
+        report = asyncio.run(_run(sizes, repeat, timeout, Path(directory)))
     except TimeoutError as raised:
         # What the peer reported was noted where the wait was cut short.
         error = "\n".join([f"no result within {timeout:g} s", *getattr(raised.__cause__, "__notes__", ())])
