@@ -22,6 +22,9 @@ use crate::transport::{AgentFlavor, TransportFactory, nixl};
 use crate::types::{AgentName, Direction, MemoryRange, OperationKey};
 use crate::wire::Encoding;
 
+/// How long lanes that nobody holds any more may still take beyond the deadline of a shutdown.
+const ORPHAN_GRACE: Duration = Duration::from_secs(10);
+
 /// Every connector of this process that still exists, for [`shutdown`].
 static CONNECTORS: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
 
@@ -118,6 +121,16 @@ impl Connector {
     /// Why the agent could not be made ([`ErrorKind::Library`], [`ErrorKind::Backend`]), or [`ErrorKind::Closed`].
     pub fn open(&self) -> Result<()> {
         self.inner.control()?.wait_open().map(drop)
+    }
+
+    /// As [`Connector::open`], for a runtime: any number may wait, on no thread.
+    ///
+    /// # Errors
+    /// As [`Connector::open`].
+    #[cfg(feature = "python")]
+    pub async fn opening(&self) -> Result<()> {
+        let lane = self.inner.control()?;
+        lane.opening().await
     }
 
     /// Whether the control agent exists.
@@ -327,8 +340,9 @@ impl Inner {
     }
 }
 
+/// Whether nothing can be done with the lane any more: its agent could not be made, or its thread has panicked.
 fn has_failed(lane: &Lane) -> bool {
-    matches!(lane.opened(), Some(Err(_)))
+    lane.has_ended() || matches!(lane.opened(), Some(Err(_)))
 }
 
 /// Closes lanes together. True where everything was quiet.
@@ -351,8 +365,9 @@ pub fn shutdown(timeout: Duration) -> bool {
     let connectors = std::mem::take(&mut *CONNECTORS.lock());
     let connectors = connectors.iter().filter_map(Weak::upgrade);
     let lanes: Vec<Arc<Lane>> = connectors.flat_map(|connector| connector.refuse_more()).collect();
-    let quiet = close_lanes(&lanes, Instant::now() + timeout);
-    thread::join_orphans();
+    let deadline = Instant::now() + timeout;
+    let quiet = close_lanes(&lanes, deadline);
+    thread::join_orphans(deadline + ORPHAN_GRACE);
     quiet
 }
 

@@ -31,7 +31,11 @@ const MAX_REFUSED: usize = 4096;
 #[derive(Clone)]
 pub struct RemoteMetadata {
     raw: Vec<u8>,
-    blob: AgentBlob,
+    agent: AgentName,
+    /// By back end.
+    connections: Vec<Connection>,
+    /// Each region once, with its keys for all back ends.
+    regions: BTreeMap<MemoryRange, Bytes>,
     trailer: Option<Trailer>,
 }
 
@@ -42,7 +46,7 @@ impl RemoteMetadata {
     /// [`ErrorKind::Metadata`].
     pub fn decode(text: &str) -> Result<Self> {
         let Envelope { blob: raw, trailer, .. } = decode(text)?;
-        let blob = AgentBlob::parse(&raw)?;
+        let mut blob = AgentBlob::parse(&raw)?;
         if !blob.is_self_contained() {
             // NIXL would refuse it, and then never load this name again.
             return Err(Error::new(
@@ -53,13 +57,28 @@ impl RemoteMetadata {
             .with_context("peer", &blob.agent)
             .with_hint("partial metadata of some regions alone cannot be loaded"));
         }
-        Ok(Self { raw, blob, trailer })
+        blob.connections.sort_by(|left, right| left.backend.cmp(&right.backend));
+        blob.sections.sort_by(|left, right| left.backend.cmp(&right.backend));
+        let mut regions = BTreeMap::new();
+        for entry in blob.sections.iter().flat_map(|section| &section.entries) {
+            regions
+                .entry(entry.range)
+                .and_modify(|keys: &mut Bytes| *keys = [keys.as_ref(), entry.key.as_ref()].concat().into())
+                .or_insert_with(|| entry.key.clone());
+        }
+        Ok(Self {
+            raw,
+            agent: blob.agent,
+            connections: blob.connections,
+            regions,
+            trailer,
+        })
     }
 
     /// The agent that exposes the memory.
     #[must_use]
     pub fn agent(&self) -> &AgentName {
-        &self.blob.agent
+        &self.agent
     }
 
     /// What a peer of our own kind says of itself; `None` for a foreign one.
@@ -73,11 +92,11 @@ impl RemoteMetadata {
     /// # Errors
     /// [`ErrorKind::Metadata`] naming the first range that it does not.
     pub fn check_covers(&self, ranges: &[MemoryRange]) -> Result<()> {
-        // Mostly each descriptor is a region of its own: with thousands of both, a search for each would take long.
-        let exact: HashSet<&MemoryRange> = self.regions().map(|(region, _)| region).collect();
         for (index, range) in ranges.iter().enumerate() {
-            let covered =
-                range.len.0 == 0 || exact.contains(range) || self.regions().any(|(region, _)| region.covers(range));
+            // Mostly each descriptor is a region of its own: with thousands of both, a search for each would take long.
+            let covered = range.len.0 == 0
+                || self.regions.contains_key(range)
+                || self.regions.keys().any(|region| region.covers(range));
             if !covered {
                 return Err(Error::new(
                     ErrorKind::Metadata,
@@ -101,14 +120,7 @@ impl RemoteMetadata {
 
     /// Whether a region lies strictly inside of `range`, so that NIXL does not find every part of it.
     pub(crate) fn has_region_inside(&self, range: &MemoryRange) -> bool {
-        self.regions().any(|(region, _)| region.is_strictly_inside(range))
-    }
-
-    fn regions(&self) -> impl Iterator<Item = (&MemoryRange, &Bytes)> {
-        self.blob
-            .sections
-            .iter()
-            .flat_map(|section| section.entries.iter().map(|entry| (&entry.range, &entry.key)))
+        self.regions.keys().any(|region| region.is_strictly_inside(range))
     }
 }
 
@@ -170,9 +182,9 @@ struct Peer {
 impl Peer {
     fn must_reload(&self, metadata: &RemoteMetadata) -> bool {
         self.is_lost
-            || self.connections != metadata.blob.connections
-            || self.regions.len() > MAX_REGIONS_PER_PEER
-            || metadata.regions().any(|(range, key)| self.conflicts(range, key))
+            || self.connections != metadata.connections
+            || self.regions.len() > MAX_REGIONS_PER_PEER.max(2 * metadata.regions.len())
+            || metadata.regions.iter().any(|(range, key)| self.conflicts(range, key))
     }
 
     /// Whether the range cannot be loaded beside what is. NIXL refuses the same range with another key, and would pick
@@ -199,7 +211,7 @@ impl Peer {
     }
 
     fn has_all(&self, metadata: &RemoteMetadata) -> bool {
-        metadata.regions().all(|(range, _)| self.regions.contains_key(range))
+        metadata.regions.keys().all(|range| self.regions.contains_key(range))
     }
 }
 
@@ -267,7 +279,9 @@ impl PeerTable {
             }
             Plan::Reload => {
                 // Where this fails, NIXL still knows what is loaded, and so must the table.
-                transport.drop_peer(metadata.agent())?;
+                transport
+                    .drop_peer(metadata.agent())
+                    .inspect_err(|_| self.refuse(metadata.agent()))?;
                 self.peers.remove(metadata.agent());
             }
             Plan::Connect => self.make_room(transport),
@@ -276,16 +290,11 @@ impl PeerTable {
         let loaded = transport.load_peer(&metadata.raw).inspect_err(|_| {
             // NIXL has forgotten the peer, but its back end may not have: that name cannot be loaded here any more.
             self.peers.remove(metadata.agent());
-            let mut refused = self.refused.lock();
-            if refused.len() >= MAX_REFUSED {
-                // Whoever is still refused will be found out again.
-                refused.clear();
-            }
-            refused.insert(metadata.agent().clone());
+            self.refuse(metadata.agent());
         })?;
         debug_assert_eq!(&loaded, metadata.agent());
         let peer = self.peers.entry(loaded).or_insert_with(|| Peer {
-            connections: metadata.blob.connections.clone(),
+            connections: metadata.connections.clone(),
             regions: BTreeMap::new(),
             longest: 0,
             in_use: 0,
@@ -294,11 +303,21 @@ impl PeerTable {
             wanted_quiet: None,
         });
         // Copied: a key as parsed keeps all of its blob in memory.
-        for (range, key) in metadata.regions() {
+        for (range, key) in &metadata.regions {
             peer.longest = peer.longest.max(range.len.0);
             peer.regions.insert(*range, Bytes::copy_from_slice(key));
         }
         Ok(true)
+    }
+
+    /// This agent does not try that peer again.
+    fn refuse(&self, name: &AgentName) {
+        let mut refused = self.refused.lock();
+        if refused.len() >= MAX_REFUSED {
+            // Whoever is still refused will be found out again.
+            refused.clear();
+        }
+        refused.insert(name.clone());
     }
 
     /// Drops the peer unused for longest, where the table is full and one is unused.

@@ -460,10 +460,9 @@ fn a_panic_on_a_lane_ends_every_operation_of_it() {
         &remote,
         &Buffer::patterned(1 << 20, 4),
     );
-    assert_eq!(
-        (finished(&late), error_kind(&late)),
-        (Status::Errored, Some(ErrorKind::Closed))
-    );
-    assert!(!reader.close(LIMIT) && owner.close(LIMIT));
-    assert_eq!(network.violations(), [""; 0]);
+    // The lane is gone for good, and a new one takes its place.
+    eventually("a new lane moves it", || network.in_flight() > 0);
+    network.release_all();
+    assert_eq!(finished(&late), Status::Complete);
+    assert!(reader.close(LIMIT) && owner.close(LIMIT));
 }

@@ -225,7 +225,7 @@ def _named_by_user(named: str) -> Candidate:
     if not path.is_file():
         raise ImportError(
             f"{VARIABLE} names no library, it must be the path of {LIBRARY} or of its directory: {named}\n"
-            f"Unset it to have NIXL looked for, or correct it."
+            f"Correct it, or unset it to have NIXL looked for. {_advice(torch_cuda_major())}"
         )
     # Absolute, because a bare file name would be looked for on the loader's path.
     path = path.absolute()

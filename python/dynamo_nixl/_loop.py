@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from contextlib import suppress
-from typing import TYPE_CHECKING, Final, TypeVar
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
 from . import _core
@@ -21,6 +21,9 @@ _Result = TypeVar("_Result")
 
 _hubs: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, _core.Hub]] = WeakKeyDictionary()
 _hubs_lock: Final = threading.Lock()
+
+_running: Final[dict[Callable[[], None], Future[Any]]] = {}
+_running_lock: Final = threading.Lock()
 
 
 async def wait(operation: _core.Operation, phase: int) -> None:
@@ -53,31 +56,40 @@ async def run_off_loop(function: Callable[[], _Result]) -> _Result:
 
     Cancelling the wait does not stop `function`; its result is dropped then.
     """
+    return await asyncio.wrap_future(_start(function))
+
+
+async def run_off_loop_once(function: Callable[[], None]) -> None:
+    """As `run_off_loop`, together with everyone who asks for the same function while it runs, in any loop."""
+    with _running_lock:
+        running = _running.get(function)
+        if running is None:
+            running = _running[function] = _start(function)
+    try:
+        await asyncio.wrap_future(running)
+    finally:
+        if running.done():
+            with _running_lock:
+                if _running.get(function) is running:
+                    del _running[function]
+
+
+def _start(function: Callable[[], _Result]) -> Future[_Result]:
     # A thread of its own and not the loop's executor: that one may be full of the user's work, and stays for ever.
     # Not a daemon: the end of the interpreter must not come upon a library that is just being loaded.
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[_Result] = loop.create_future()
-
-    def finish(result: _Result) -> None:
-        if not future.done():
-            future.set_result(result)
-
-    def fail(error: BaseException) -> None:
-        if not future.done():
-            future.set_exception(error)
+    future: Future[_Result] = Future()
+    future.set_running_or_notify_cancel()
 
     def run() -> None:
-        # RuntimeError: the loop was closed meanwhile, and with it went whoever waited.
-        with suppress(RuntimeError):
-            try:
-                result = function()
-            except BaseException as error:
-                loop.call_soon_threadsafe(fail, error)
-            else:
-                loop.call_soon_threadsafe(finish, result)
+        try:
+            result = function()
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
 
     threading.Thread(target=run, name="dynamo-nixl-setup").start()
-    return await future
+    return future
 
 
 def _hub_of(loop: asyncio.AbstractEventLoop) -> _core.Hub:

@@ -89,7 +89,7 @@ class Connection:
         """
         if self._native.is_open:
             return
-        await _loop.run_off_loop(_prepare)
+        await _loop.run_off_loop_once(_prepare)
         # Before opening: the program may end while that is still going on.
         _close_at_exit()
         await self._native.open()

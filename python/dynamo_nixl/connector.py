@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 _Active = TypeVar("_Active", bound=ActiveOperation)
 
-_LONG_METADATA: Final = 64 * 1024
-"""Characters; decoding this many takes about a millisecond."""
+_LONG_METADATA: Final = 4 * 1024
+"""Characters. So many hold about fifty regions, or a few MB of a hostile peer's zeros: milliseconds at worst."""
 
 
 class Connector:

@@ -75,7 +75,8 @@ class RdmaMetadata(BaseModel):
     """All that a peer needs in order to read from, or write to, an exposed operation.
 
     Carry it over any side channel (`model_dump_json`, `model_validate_json`) and hand it to `Connector.begin_read` or
-    `Connector.begin_write` there. Whoever holds it can reach the exposed memory until the operation ends.
+    `Connector.begin_write` there. Whoever holds it can reach the exposed memory, and within a host or over TCP nothing
+    revokes that: not even the operation's end.
 
     Attributes
     ----------

@@ -64,8 +64,9 @@ class AbstractOperation(ABC):
     def cancel(self) -> None:
         """End the operation as `CANCELLED`, at once; does nothing if it has ended already.
 
-        Nothing further is sent, but what is on its way cannot be called back: until it has arrived the memory stays
-        registered and alive, and the destination may still change.
+        What is on its way cannot be called back. A read or write sends nothing further, and its memory stays registered
+        and alive until what is under way has arrived; until then the destination may still change. An exposure gives
+        its memory back at once (as upstream), though a peer that is under way goes on reading or writing there.
         """
         self._native.cancel()
 

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
 use super::errors::to_exception;
@@ -42,14 +41,8 @@ impl Connector {
     fn open<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let core = self.core.clone();
         pyo3_async_runtimes::tokio::future_into_py(py, async move {
-            let opened = tokio::task::spawn_blocking(move || core.open()).await;
-            match opened {
-                Ok(Ok(())) => Ok(()),
-                Ok(Err(error)) => Err(Python::attach(|py| to_exception(py, &error))),
-                Err(panic) => Err(PyRuntimeError::new_err(format!(
-                    "opening the connector failed: {panic}"
-                ))),
-            }
+            let opened = core.opening().await;
+            opened.map_err(|error| Python::attach(|py| to_exception(py, &error)))
         })
     }
 

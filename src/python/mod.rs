@@ -45,7 +45,12 @@ mod _core {
         PROCESS.get_or_init(std::process::id);
         // The runtime that carries `open` into asyncio: nothing hot goes through it.
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
-        runtime.worker_threads(1).thread_name("nixl-control").enable_time();
+        // Each completion takes the GIL on a blocking thread: hundreds at once would start as many threads.
+        runtime
+            .worker_threads(1)
+            .max_blocking_threads(1)
+            .thread_name("nixl-control")
+            .enable_time();
         pyo3_async_runtimes::tokio::init(runtime);
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         module.add("STARTED", super::operation::STARTED)?;

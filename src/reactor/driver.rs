@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::mpsc::error::TryRecvError;
 
 use super::closing::{Closing, ClosingOrder};
 use super::dispatch::Dispatcher;
-use super::idle::{IdlePolicy, Rest};
+use super::idle::{Activity, IdlePolicy, Rest};
 use super::lane::{Command, Opened, Shared};
 use super::state::{LaneState, closed};
 use crate::error::{Error, ErrorKind};
@@ -116,9 +116,8 @@ async fn drive(shared: &Shared, opened: &Opened, commands: &mut UnboundedReceive
     let mut closing: Option<ClosingOrder> = None;
     loop {
         let handled = handle_some(shared, opened, commands, &mut closing);
-        let mut activity = match opened.state.lock().as_mut() {
-            Some(state) => state.tick(),
-            None => return true,
+        let Some(mut activity) = look(opened) else {
+            return true;
         };
         activity.progressed |= handled;
         if let Some(order) = &mut closing {
@@ -154,6 +153,15 @@ async fn drive(shared: &Shared, opened: &Opened, commands: &mut UnboundedReceive
             }
         }
     }
+}
+
+/// One look at the wire; `None` where the lane was taken apart.
+fn look(opened: &Opened) -> Option<Activity> {
+    let mut state = opened.state.lock();
+    let activity = state.as_mut().map(LaneState::tick);
+    // Somebody may wait for a look at the lane, and the next turn is close.
+    MutexGuard::unlock_fair(state);
+    activity
 }
 
 /// Takes what has come through the channel. Whether there was anything.

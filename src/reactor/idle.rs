@@ -15,7 +15,7 @@ const STALLED_NAP: Duration = Duration::from_micros(50);
 const WAITING_NAP: Duration = Duration::from_micros(100);
 /// "Lately".
 const WARM: Duration = Duration::from_secs(1);
-/// Operations wait, but nothing has happened for long: about 1 % of a core. Tokio's timer counts in milliseconds.
+/// Operations wait, but nothing has happened for long: 1 to 2 % of a core. Tokio's timer counts in milliseconds.
 const WAITING_PARK: Duration = Duration::from_millis(2);
 /// Nothing is pending, but something was a moment ago: a late reader may be connecting. Commands end it at once.
 const COOLING: Duration = Duration::from_millis(20);

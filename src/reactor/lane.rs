@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use super::closing::ClosingOrder;
@@ -50,6 +51,8 @@ pub(crate) struct Lane {
 pub(super) struct Shared {
     pub(super) name: AgentName,
     pub(super) opened: OnceLock<Result<Opened>>,
+    /// For those who wait for `opened` without a thread.
+    opened_signal: Notify,
     /// Guards nothing but the wait for `opened` and `closed_quietly`.
     gate: Mutex<()>,
     gate_signal: Condvar,
@@ -82,6 +85,7 @@ impl Lane {
         let shared = Arc::new(Shared {
             name,
             opened: OnceLock::new(),
+            opened_signal: Notify::new(),
             gate: Mutex::new(()),
             gate_signal: Condvar::new(),
             closed_quietly: OnceLock::new(),
@@ -101,6 +105,11 @@ impl Lane {
         self.shared.opened.get()
     }
 
+    /// Whether the lane's thread has ended its work.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.shared.closed_quietly.get().is_some()
+    }
+
     /// Waits for the agent on this thread.
     ///
     /// # Errors
@@ -112,6 +121,24 @@ impl Lane {
                 return opened.as_ref().map_err(Clone::clone);
             }
             self.shared.gate_signal.wait(&mut gate);
+        }
+    }
+
+    /// Waits for the agent without a thread.
+    ///
+    /// # Errors
+    /// As [`Lane::wait_open`].
+    #[cfg(feature = "python")]
+    pub(crate) async fn opening(&self) -> Result<()> {
+        loop {
+            // Listening before the look, so that the signal cannot fall in between.
+            let signal = self.shared.opened_signal.notified();
+            let mut signal = std::pin::pin!(signal);
+            signal.as_mut().enable();
+            if let Some(opened) = self.shared.opened.get() {
+                return opened.as_ref().map(drop).map_err(Clone::clone);
+            }
+            signal.await;
         }
     }
 
@@ -211,6 +238,7 @@ impl Shared {
         let _gate = self.gate.lock();
         change();
         self.gate_signal.notify_all();
+        self.opened_signal.notify_waiters();
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -49,9 +50,15 @@ pub(crate) fn adopt(thread: JoinHandle<()>) {
     orphans.push(thread);
 }
 
-/// Waits for every adopted thread. Each has been told to end, with a deadline of its own.
-pub(crate) fn join_orphans() {
-    let orphans = std::mem::take(&mut *ORPHANS.lock());
+/// Waits for every adopted thread until `deadline`. Each has been told to end; one that is stuck inside of NIXL is left
+/// behind, rather than holding up the process's exit.
+pub(crate) fn join_orphans(deadline: Instant) {
+    const LOOK: Duration = Duration::from_millis(1);
+    let mut orphans = std::mem::take(&mut *ORPHANS.lock());
+    while Instant::now() < deadline && orphans.iter().any(|orphan| !orphan.is_finished()) {
+        std::thread::sleep(LOOK);
+    }
+    orphans.retain(JoinHandle::is_finished);
     for orphan in orphans {
         // A panic there was reported where it happened.
         let _ = orphan.join();

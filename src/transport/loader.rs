@@ -5,6 +5,7 @@
 //! and checking every symbol, turns those aborts into errors.
 
 use std::env;
+use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
@@ -91,7 +92,7 @@ pub fn load(path: &Path) -> Result<()> {
             .with_context("asked", path.display()))
         };
     }
-    let library = open(path)?;
+    let library = ManuallyDrop::new(open(path)?);
     let missing: Vec<&str> = SYMBOLS
         .iter()
         .copied()
@@ -110,7 +111,7 @@ pub fn load(path: &Path) -> Result<()> {
     }
     // The stubs will ask for the bare name: make sure that they get this very library.
     let by_name = open(Path::new(BARE_NAME))?;
-    let (handle, handle_by_name) = (library.into_raw(), by_name.into_raw());
+    let (handle, handle_by_name) = (ManuallyDrop::into_inner(library).into_raw(), by_name.into_raw());
     if handle != handle_by_name {
         return Err(Error::new(
             ErrorKind::Library,
@@ -142,8 +143,8 @@ pub fn ensure_loaded() -> Result<()> {
 }
 
 fn open(path: &Path) -> Result<Library> {
-    // SAFETY: loading runs the library's initialisers; NIXL's and UCX's only set up their own state. The handle is
-    // never closed, so nothing is unmapped under running code.
+    // SAFETY: loading runs the library's initialisers; NIXL's and UCX's only set up their own state. No handle
+    // is ever closed, so nothing is unmapped under running code.
     unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }.map_err(|source| {
         Error::new(ErrorKind::Library, OPERATION, "the library cannot be loaded")
             .with_context("path", path.display())

@@ -12,7 +12,7 @@ use nixl_sys::{
     Agent, AgentConfig, MemType, MemoryRegion, NixlDescriptor, NixlError, NotificationMap, OptArgs, Params,
     RegDescList, RegistrationHandle, ThreadSync, XferDescList, XferOp, XferRequest, XferStatus,
 };
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::{AgentFlavor, Progress, Registration, Request, Transport, TransportFactory, loader};
 use crate::error::{Error, ErrorKind, Result};
@@ -238,13 +238,18 @@ impl Transport for NixlTransport {
             if inbox.0.is_empty().map_err(poll)? {
                 return Ok(0);
             }
-            // A sender whose name is not UTF-8 cannot be asked for by name; its messages end with the map.
-            for sender in inbox.0.agents().flatten() {
-                for index in 0..inbox.0.get_notifications_size(sender).map_err(poll)? {
-                    messages.push(inbox.0.get_notification_bytes(sender, index).map_err(poll)?);
-                }
+            // Always a new map: one that a peer managed to spoil must not stay.
+            let arrived = std::mem::replace(&mut inbox.0, NotificationMap::new().map_err(poll)?);
+            MutexGuard::unlock_fair(inbox);
+            // A sender's name is asked for by a C string. One that is not UTF-8 or holds a NUL cannot be, and what it
+            // sent ends with the map; the others lose nothing by it.
+            for sender in arrived.agents().flatten() {
+                let Ok(count) = arrived.get_notifications_size(sender) else {
+                    tracing::warn!(sender, "notifications of a peer with an impossible name were dropped");
+                    continue;
+                };
+                messages.extend((0..count).filter_map(|index| arrived.get_notification_bytes(sender, index).ok()));
             }
-            inbox.0 = NotificationMap::new().map_err(poll)?;
         }
         for message in &messages {
             receive(message);
@@ -369,8 +374,11 @@ impl Request for NixlRequest {
             return Ok(Progress::Done);
         };
         let result = {
-            let _entry = self.entry.lock();
-            self.agent.post_xfer_req(request, self.options.as_ref())
+            let entry = self.entry.lock();
+            let posted = self.agent.post_xfer_req(request, self.options.as_ref());
+            // A post may have copied for a millisecond, and the next one is close: let those go first who wait.
+            MutexGuard::unlock_fair(entry);
+            posted
         };
         let result = result.map(|in_progress| if in_progress { Progress::Pending } else { Progress::Done });
         self.settle("post transfer", result)

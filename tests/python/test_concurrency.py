@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 import pytest
 from dynamo_nixl import Descriptor, RdmaMetadata
@@ -31,6 +32,29 @@ def test_a_thousand_operations_at_once(pair):
     assert counters["notifications_matched"] - matched == COUNT
     assert counters["notifications_unknown"] == 0
     # The fixture checks that registrations, transfers and exposures go back to zero.
+
+
+def test_a_thousand_first_operations_open_one_connector(spawn):
+    """However many ask for the agent at once, few threads make it."""
+    peak = spawn().call(expose_all_at_once)
+    assert peak < 20
+
+
+async def expose_all_at_once(here):
+    threads = []
+
+    async def watch():
+        while True:
+            threads.append(len(os.listdir("/proc/self/task")))
+            await asyncio.sleep(0)
+
+    watching = asyncio.create_task(watch())
+    buffers = [bytearray(64) for _ in range(COUNT)]
+    operations = await asyncio.gather(*(here.connector.create_readable(Descriptor(each)) for each in buffers))
+    watching.cancel()
+    for operation in operations:
+        operation.__exit__()
+    return max(threads)
 
 
 def test_both_sides_at_once(pair):

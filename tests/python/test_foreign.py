@@ -97,7 +97,8 @@ def test_the_hang_trap(spawn):
     owner.call(foreign.start)
     metadata = owner.call(foreign.expose_readable, 4096)
     trapped.call(foreign.start, engine_config="MM_ERROR_HANDLING=y")
-    assert trapped.call(foreign.try_to_read, metadata, 5.0) == "PROC"
+    # Mostly it waits for ever; now and then NIXL reports a failure. It never completes.
+    assert trapped.call(foreign.try_to_read, metadata, 5.0) in ("PROC", "ERR")
     # The owner first: it crashes when such a reader disappears.
     owner.kill()
     trapped.kill()
@@ -126,6 +127,16 @@ def test_unknown_notifications_are_dropped_and_counted(alien, ours):
 
     number, metadata = ours.call(roles.expose_readable, [4096], seed=1)
     assert alien.call(foreign.read, metadata, seed=1) == ("DONE", True)
+    assert ours.call(roles.wait, number) == "DONE"
+
+
+def test_a_peer_with_an_impossible_name_spoils_nothing(spawn, transport, alien, ours):
+    """NIXL's C API names senders by C strings: what an agent with a NUL in its name sends cannot be asked for."""
+    hostile = spawn(transport | foreign.ENVIRONMENT)
+    hostile.call(foreign.start, suffix="\0evil")
+    number, metadata = ours.call(roles.expose_readable, [4096])
+    hostile.call(foreign.notify, metadata["nixl_metadata"], [b"hello", metadata["notification_key"].encode()])
+    assert alien.call(foreign.read, metadata) == ("DONE", True)
     assert ours.call(roles.wait, number) == "DONE"
 
 

@@ -35,6 +35,8 @@ def test_while_a_big_transfer_moves(pair):
 def test_while_the_owner_waits(pair):
     number, metadata = pair.owner.call(roles.expose_readable, [BIG])
     ticking = pair.owner.start(ticks_while_waiting, number)
+    # Answered after that has begun; the read would be over before it otherwise.
+    assert pair.owner.call(roles.status, number) == "INIT"
     assert pair.reader.call(roles.read, metadata) == ("DONE", True)
     assert ticking.result() >= TURNS
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,3 +54,17 @@ async def mapped_nixl(here):
     with open("/proc/self/maps", encoding="utf-8") as maps:
         paths = {Path(line.split(maxsplit=5)[5].strip()) for line in maps if ".nixl_cu1" in line}
     return sorted({parent.parent.name for path in paths for parent in path.parents if parent.name.startswith(".nixl_")})
+
+
+def test_the_demo(oldest):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("UCX_LOG")}
+    demo = subprocess.run(
+        [sys.executable, "-m", "dynamo_nixl", "demo", "--json", "--size", "1M"],
+        env=environment | oldest,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (demo.returncode, demo.stderr) == (0, "")
+    assert "1.4.1" in json.loads(demo.stdout)["nixl"]

@@ -53,6 +53,30 @@ def test_one_wheel_serves_every_python(wheel: Path) -> None:
     assert not {name for name in names if not re.match(r"dynamo_nixl(-[^/]+\.dist-info)?/", name)}
 
 
+@pytest.mark.timeout(280)
+def test_pip_builds_the_same_wheel_through_the_wrapper(wheel: Path, tmp_path: Path) -> None:
+    # Without isolation, so that libclang lies where it did and cargo need not build everything anew.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-build-isolation",
+        "--no-deps",
+        "-w",
+        str(tmp_path),
+        str(ROOT),
+    ]
+    built = run(*command, cwd=tmp_path, environment={**plain_environment(), "PATH": path})
+    assert built.returncode == 0, built.stdout + built.stderr
+    (by_pip,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as one, zipfile.ZipFile(by_pip) as other:
+        assert {name for name in one.namelist() if "sboms" not in name} == {
+            name for name in other.namelist() if "sboms" not in name
+        }
+
+
 @pytest.mark.nixl
 @pytest.mark.timeout(280)
 def test_the_wheel_runs_the_demo_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:

@@ -87,9 +87,9 @@ def decode(text: str) -> bytes:
 # What tests have a worker do with such an agent. Plain functions: they block, as upstream's calls do.
 
 
-def start(here: Any, **options: Any) -> str:
+def start(here: Any, *, suffix: str = "1", **options: Any) -> str:
     """Make the agent."""
-    here.foreign = Foreign(f"foreign-{uuid.uuid4().hex}-1", **options)
+    here.foreign = Foreign(f"foreign-{uuid.uuid4().hex}-{suffix}", **options)
     return str(here.foreign.agent.name)
 
 
@@ -139,9 +139,12 @@ def write(here: Any, metadata: dict[str, Any], seed: int = 0) -> str:
 
 
 def try_to_read(here: Any, metadata: dict[str, Any], patience: float) -> str:
-    """Read with little patience."""
+    """Read with little patience. A failure is "ERR", whatever NIXL calls it."""
     array = here.foreign.register(blank(metadata["descriptors"][0]["size"]))
-    return here.foreign.finish(here.foreign.begin("READ", array, metadata), patience)
+    try:
+        return here.foreign.finish(here.foreign.begin("READ", array, metadata), patience)
+    except Exception:
+        return "ERR"
 
 
 def notify(here: Any, nixl_metadata: str, messages: list[bytes]) -> None:
