@@ -54,6 +54,8 @@ fn give_up(shared: &Shared) -> bool {
     let Some(Ok(opened)) = shared.opened.get() else {
         return true;
     };
+    // First of all, so that whoever learns of it through an operation is given a new lane.
+    shared.open_gate(|| shared.closed_quietly.get_or_init(|| false));
     if let Some(mut state) = opened.state.lock().take() {
         state.begin_close();
         std::mem::forget(state);

@@ -23,10 +23,17 @@ class Ended(NamedTuple):
     errors: str
 
 
+PRELUDE = """\
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""
+"""A shell that runs the tests in the background has them ignore Ctrl-C, and programs inherit that."""
+
+
 def start(source: str, folder: Path, extra: dict[str, str] | None = None) -> subprocess.Popen[str]:
     """Start a program; it reads nothing."""
     script = folder / "script.py"
-    script.write_text(textwrap.dedent(source))
+    script.write_text(PRELUDE + textwrap.dedent(source))
     return subprocess.Popen(
         [sys.executable, "-W", "error", str(script)],
         stdin=subprocess.DEVNULL,
