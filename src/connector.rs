@@ -42,6 +42,7 @@ struct Inner {
     factory: TransportFactory,
     lanes: Mutex<Lanes>,
     generation: AtomicU64,
+    unknown_fields: AtomicU64,
 }
 
 #[derive(Default)]
@@ -84,6 +85,8 @@ pub struct Stats {
     pub notifications_unknown: u64,
     /// Notifications that matched nothing and are not UTF-8.
     pub notifications_malformed: u64,
+    /// Fields in peers' trailers that this version does not know and has ignored.
+    pub trailer_fields_unknown: u64,
 }
 
 impl Connector {
@@ -101,6 +104,7 @@ impl Connector {
             factory,
             lanes: Mutex::new(Lanes::default()),
             generation: AtomicU64::new(1),
+            unknown_fields: AtomicU64::new(0),
         });
         let mut connectors = CONNECTORS.lock();
         connectors.retain(|connector| connector.strong_count() > 0);
@@ -159,6 +163,9 @@ impl Connector {
         local: Vec<LocalMemory>,
     ) -> Result<OperationHandle> {
         let metadata = RemoteMetadata::decode(metadata)?;
+        self.inner
+            .unknown_fields
+            .fetch_add(metadata.unknown_fields() as u64, Ordering::Relaxed);
         if key.as_bytes().is_empty() {
             return Err(Error::new(
                 ErrorKind::InvalidArgument,
@@ -243,7 +250,10 @@ impl Connector {
     /// The counters now.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let mut stats = Stats::default();
+        let mut stats = Stats {
+            trailer_fields_unknown: self.inner.unknown_fields.load(Ordering::Relaxed),
+            ..Stats::default()
+        };
         for lane in self.inner.lanes() {
             stats.peers += lane.peers().len();
             let (transfers, unquiet) = lane.pending();
@@ -303,7 +313,7 @@ impl Inner {
             return Ok(Arc::clone(spare));
         }
         let name = AgentName::new(&format!("{}-spare-{number}", self.name));
-        let lane = Lane::spawn(name, flavor, Arc::clone(&self.factory))?;
+        let lane = Lane::spawn("nixl-spare", name, flavor, Arc::clone(&self.factory))?;
         *spare = Some(Arc::clone(&lane));
         lanes.spares_made += 1;
         Ok(lane)
@@ -314,15 +324,18 @@ impl Inner {
         if lanes.is_closed {
             return Err(closed());
         }
-        let (slot, name) = match flavor {
-            AgentFlavor::SharedMemoryErrors => (&mut lanes.control, self.name.clone()),
-            AgentFlavor::Plain => (&mut lanes.plain, AgentName::new(&format!("{}-plain", self.name))),
+        let (slot, thread, name) = match flavor {
+            AgentFlavor::SharedMemoryErrors => (&mut lanes.control, "nixl-control", self.name.clone()),
+            AgentFlavor::Plain => {
+                let name = AgentName::new(&format!("{}-plain", self.name));
+                (&mut lanes.plain, "nixl-plain", name)
+            }
         };
         slot.take_if(|lane| has_failed(lane));
         if let Some(lane) = slot {
             return Ok(Arc::clone(lane));
         }
-        let lane = Lane::spawn(name, flavor, Arc::clone(&self.factory))?;
+        let lane = Lane::spawn(thread, name, flavor, Arc::clone(&self.factory))?;
         *slot = Some(Arc::clone(&lane));
         Ok(lane)
     }

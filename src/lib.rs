@@ -12,6 +12,7 @@ pub mod operation;
 pub mod peer;
 #[cfg(feature = "python")]
 mod python;
+pub(crate) mod range_map;
 pub(crate) mod reactor;
 pub mod region;
 pub mod transport;

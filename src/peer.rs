@@ -5,7 +5,7 @@
 //! requests while their bytes go on landing, so a peer is only invalidated when no transfer uses it; whoever needs that
 //! waits, and newcomers wait behind it.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -13,8 +13,9 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::range_map::RangeMap;
 use crate::transport::Transport;
-use crate::types::{Addr, AgentName, ByteLen, MemoryRange};
+use crate::types::{AgentName, MemoryRange};
 use crate::wire::{AgentBlob, Connection, Envelope, Trailer, decode};
 
 /// A peer with more loaded regions than this is reloaded from scratch at the next quiet moment.
@@ -35,8 +36,9 @@ pub struct RemoteMetadata {
     /// By back end.
     connections: Vec<Connection>,
     /// Each region once, with its keys for all back ends.
-    regions: BTreeMap<MemoryRange, Bytes>,
+    regions: RangeMap<Bytes>,
     trailer: Option<Trailer>,
+    unknown_fields: usize,
 }
 
 impl RemoteMetadata {
@@ -45,7 +47,11 @@ impl RemoteMetadata {
     /// # Errors
     /// [`ErrorKind::Metadata`].
     pub fn decode(text: &str) -> Result<Self> {
-        let Envelope { blob: raw, trailer, .. } = decode(text)?;
+        let Envelope {
+            blob: raw,
+            trailer,
+            unknown_fields,
+        } = decode(text)?;
         let mut blob = AgentBlob::parse(&raw)?;
         if !blob.is_self_contained() {
             // NIXL would refuse it, and then never load this name again.
@@ -59,7 +65,7 @@ impl RemoteMetadata {
         }
         blob.connections.sort_by(|left, right| left.backend.cmp(&right.backend));
         blob.sections.sort_by(|left, right| left.backend.cmp(&right.backend));
-        let mut regions = BTreeMap::new();
+        let mut regions = RangeMap::default();
         for entry in blob.sections.iter().flat_map(|section| &section.entries) {
             regions
                 .entry(entry.range)
@@ -72,6 +78,7 @@ impl RemoteMetadata {
             connections: blob.connections,
             regions,
             trailer,
+            unknown_fields,
         })
     }
 
@@ -87,17 +94,19 @@ impl RemoteMetadata {
         self.trailer.as_ref()
     }
 
+    /// Fields of the trailer that this version does not know and ignores.
+    #[must_use]
+    pub fn unknown_fields(&self) -> usize {
+        self.unknown_fields
+    }
+
     /// Checks that the metadata covers every range that moves bytes.
     ///
     /// # Errors
     /// [`ErrorKind::Metadata`] naming the first range that it does not.
     pub fn check_covers(&self, ranges: &[MemoryRange]) -> Result<()> {
         for (index, range) in ranges.iter().enumerate() {
-            // Mostly each descriptor is a region of its own: with thousands of both, a search for each would take long.
-            let covered = range.len.0 == 0
-                || self.regions.contains_key(range)
-                || self.regions.keys().any(|region| region.covers(range));
-            if !covered {
+            if range.len.0 > 0 && self.regions.covering(range).next().is_none() {
                 return Err(Error::new(
                     ErrorKind::Metadata,
                     "check metadata",
@@ -120,7 +129,8 @@ impl RemoteMetadata {
 
     /// Whether a region lies strictly inside of `range`, so that NIXL does not find every part of it.
     pub(crate) fn has_region_inside(&self, range: &MemoryRange) -> bool {
-        self.regions.keys().any(|region| region.is_strictly_inside(range))
+        let mut inside = self.regions.overlapping(range);
+        inside.any(|(region, _)| region.is_strictly_inside(range))
     }
 }
 
@@ -167,9 +177,7 @@ pub type RefusedNames = Arc<Mutex<HashSet<AgentName>>>;
 #[derive(Debug)]
 struct Peer {
     connections: Vec<Connection>,
-    regions: BTreeMap<MemoryRange, Bytes>,
-    /// The length of the longest region loaded.
-    longest: u64,
+    regions: RangeMap<Bytes>,
     /// Transfers between their start and the end of their last piece.
     in_use: usize,
     last_use: u64,
@@ -194,24 +202,13 @@ impl Peer {
         if let Some(loaded) = self.regions.get(range) {
             return loaded != key;
         }
-        // What overlaps the range begins before its end, and at most the longest region's length before its start.
-        let first = MemoryRange {
-            addr: Addr(range.addr.0.saturating_sub(self.longest)),
-            len: ByteLen(0),
-            ..*range
-        };
-        let last = MemoryRange {
-            addr: Addr(range.end().unwrap_or(u64::MAX)),
-            len: ByteLen(u64::MAX),
-            ..*range
-        };
         self.regions
-            .range(first..=last)
-            .any(|(loaded, loaded_key)| hides(loaded, range) || (loaded_key != key && overlap(loaded, range)))
+            .overlapping(range)
+            .any(|(loaded, loaded_key)| loaded_key != key || hides(loaded, range))
     }
 
     fn has_all(&self, metadata: &RemoteMetadata) -> bool {
-        metadata.regions.keys().all(|range| self.regions.contains_key(range))
+        metadata.regions.iter().all(|(range, _)| self.regions.contains(range))
     }
 }
 
@@ -287,24 +284,23 @@ impl PeerTable {
             Plan::Connect => self.make_room(transport),
             Plan::Extend => {}
         }
-        let loaded = transport.load_peer(&metadata.raw).inspect_err(|_| {
+        let loaded = transport.load_peer(&metadata.raw).map_err(|error| {
             // NIXL has forgotten the peer, but its back end may not have: that name cannot be loaded here any more.
             self.peers.remove(metadata.agent());
             self.refuse(metadata.agent());
+            error.with_context("peer", metadata.agent())
         })?;
         debug_assert_eq!(&loaded, metadata.agent());
         let peer = self.peers.entry(loaded).or_insert_with(|| Peer {
             connections: metadata.connections.clone(),
-            regions: BTreeMap::new(),
-            longest: 0,
+            regions: RangeMap::default(),
             in_use: 0,
             last_use: self.clock,
             is_lost: false,
             wanted_quiet: None,
         });
         // Copied: a key as parsed keeps all of its blob in memory.
-        for (range, key) in &metadata.regions {
-            peer.longest = peer.longest.max(range.len.0);
+        for (range, key) in metadata.regions.iter() {
             peer.regions.insert(*range, Bytes::copy_from_slice(key));
         }
         Ok(true)
@@ -384,13 +380,6 @@ impl PeerTable {
 /// Whether one of the two lies strictly inside of the other.
 fn hides(left: &MemoryRange, right: &MemoryRange) -> bool {
     left.is_strictly_inside(right) || right.is_strictly_inside(left)
-}
-
-fn overlap(left: &MemoryRange, right: &MemoryRange) -> bool {
-    left.kind == right.kind
-        && left.device == right.device
-        && left.addr.0 < right.addr.0.saturating_add(right.len.0)
-        && right.addr.0 < left.addr.0.saturating_add(left.len.0)
 }
 
 #[cfg(test)]

@@ -5,15 +5,15 @@
 //! happens when the last holder lets go, under the same lock, so that no one can register the range in between.
 
 use std::any::Any;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::range_map::RangeMap;
 use crate::transport::{Registration, Transport};
-use crate::types::{Addr, ByteLen, MemoryRange};
+use crate::types::MemoryRange;
 
 /// Whatever owns the memory of a range. Dropping it may let the memory go, so it is dropped last.
 pub type KeepAlive = Arc<dyn Any + Send + Sync>;
@@ -46,10 +46,7 @@ pub struct RegionTable {
 struct State {
     /// `None` once the table was closed.
     transport: Option<Arc<dyn Transport>>,
-    /// In NIXL's order.
-    entries: BTreeMap<MemoryRange, Entry>,
-    /// The length of the longest range that was ever registered.
-    longest: u64,
+    entries: RangeMap<Entry>,
 }
 
 #[derive(Debug)]
@@ -65,8 +62,7 @@ impl RegionTable {
         Arc::new(Self {
             state: Mutex::new(State {
                 transport: Some(transport),
-                entries: BTreeMap::new(),
-                longest: 0,
+                entries: RangeMap::default(),
             }),
         })
     }
@@ -106,7 +102,7 @@ impl RegionTable {
     /// Whether `range` is registered now.
     #[must_use]
     pub fn is_registered(&self, range: &MemoryRange) -> bool {
-        range.len.0 == 0 || self.state.lock().entries.contains_key(range)
+        range.len.0 == 0 || self.state.lock().entries.contains(range)
     }
 
     /// Makes a request over `ranges`, and holds whatever registrations NIXL may have bound it to: they stay until the
@@ -185,7 +181,6 @@ impl State {
 
     fn register(&mut self, transport: &dyn Transport, range: &MemoryRange) -> Result<()> {
         let registration = transport.register(range)?;
-        self.longest = self.longest.max(range.len.0);
         self.entries.insert(
             *range,
             Entry {
@@ -218,7 +213,7 @@ impl State {
             let is_found = if ranges.len() == 1 {
                 self.is_found(range)
             } else {
-                self.entries.contains_key(range)
+                self.entries.contains(range)
             };
             if !is_found {
                 if let Err(error) = self.register(transport, range) {
@@ -233,35 +228,15 @@ impl State {
         Ok(registered)
     }
 
-    /// NIXL's search for one range: the first registration not before it, else the last one before it.
+    /// NIXL's search for one range.
     fn is_found(&self, range: &MemoryRange) -> bool {
-        let (before, after) = (self.entries.range(..range), self.entries.range(range..));
-        before
-            .last()
-            .into_iter()
-            .chain(after.take(1))
-            .any(|(known, _)| known.covers(range))
+        self.entries.nearest(range).any(|known| known.covers(range))
     }
 
     /// Every registration that covers one of `ranges`, once.
     fn covering(&self, ranges: &[MemoryRange]) -> Vec<MemoryRange> {
-        let mut found = Vec::new();
-        for range in ranges {
-            // What covers it begins at most as far before its end as the longest registration reaches.
-            let first = MemoryRange {
-                addr: Addr(range.end().unwrap_or(u64::MAX).saturating_sub(self.longest)),
-                len: ByteLen(0),
-                ..*range
-            };
-            let last = MemoryRange {
-                len: ByteLen(u64::MAX),
-                ..*range
-            };
-            if first <= last {
-                let near = self.entries.range(first..=last).map(|(known, _)| *known);
-                found.extend(near.filter(|known| known.covers(range)));
-            }
-        }
+        let covering = ranges.iter().flat_map(|range| self.entries.covering(range));
+        let mut found: Vec<MemoryRange> = covering.copied().collect();
         found.sort_unstable();
         found.dedup();
         found

@@ -150,6 +150,15 @@ impl MemoryRange {
         }
     }
 
+    /// Whether the two share a byte, on the same device.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.kind == other.kind
+            && self.device == other.device
+            && self.addr.0 < other.addr.0.saturating_add(other.len.0)
+            && other.addr.0 < self.addr.0.saturating_add(self.len.0)
+    }
+
     /// Whether this range begins after `outer` and ends before it.
     ///
     /// NIXL finds the region of an address by the nearest start only, so of a region with another one strictly inside,

@@ -108,6 +108,7 @@ impl Connector {
             ("notifications_matched", stats.notifications_matched),
             ("notifications_unknown", stats.notifications_unknown),
             ("notifications_malformed", stats.notifications_malformed),
+            ("trailer_fields_unknown", stats.trailer_fields_unknown),
         ])
     }
 

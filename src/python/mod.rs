@@ -49,7 +49,7 @@ mod _core {
         runtime
             .worker_threads(1)
             .max_blocking_threads(1)
-            .thread_name("nixl-control")
+            .thread_name("nixl-asyncio")
             .enable_time();
         pyo3_async_runtimes::tokio::init(runtime);
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;

@@ -80,7 +80,12 @@ impl Lane {
     /// # Errors
     /// [`crate::error::ErrorKind::Backend`] where no thread can be started. The agent's own failure is reported by
     /// [`Lane::wait_open`] and by everything that was handed in.
-    pub(crate) fn spawn(name: AgentName, flavor: AgentFlavor, factory: TransportFactory) -> Result<Arc<Self>> {
+    pub(crate) fn spawn(
+        thread_name: &str,
+        name: AgentName,
+        flavor: AgentFlavor,
+        factory: TransportFactory,
+    ) -> Result<Arc<Self>> {
         let (commands, receiver) = unbounded_channel();
         let shared = Arc::new(Shared {
             name,
@@ -92,7 +97,7 @@ impl Lane {
             is_parked: AtomicBool::new(false),
         });
         let body = Arc::clone(&shared);
-        let thread = thread::spawn("nixl-lane", move || driver::run(&body, flavor, &factory, receiver))?;
+        let thread = thread::spawn(thread_name, move || driver::run(&body, flavor, &factory, receiver))?;
         Ok(Arc::new(Self {
             shared,
             commands,

@@ -11,7 +11,7 @@ import pytest
 from dynamo_nixl import Connector, Descriptor, MetadataError, RdmaMetadata
 
 from support import foreign, roles
-from support.here import settle
+from support.here import settle, stats
 from support.memory import blank, pattern
 
 pytestmark = pytest.mark.nixl
@@ -65,6 +65,23 @@ def test_other_spellings_are_understood(pair, rewrite):
     }[rewrite]()
     assert pair.reader.call(roles.read, metadata) == ("DONE", True)
     assert pair.owner.call(roles.wait, number) == "DONE"
+
+
+def test_what_a_later_version_adds_is_ignored_and_counted(pair):
+    number, metadata = pair.owner.call(roles.expose_readable, [4096])
+    stream = base64.b64decode(metadata["nixl_metadata"][4:])
+    inflating = zlib.decompressobj()
+    inflating.decompress(stream)
+    trailer = inflating.unused_data
+    # docs/protocol.md: magic, major, minor, length of all of it; fields of kind, size, value; crc32.
+    fields = trailer[8:-4] + bytes([200, 2, 1, 2])
+    body = trailer[:5] + bytes([9]) + (len(fields) + 12).to_bytes(2, "little") + fields
+    later = stream[: -len(trailer)] + body + zlib.crc32(body).to_bytes(4, "little")
+    metadata["nixl_metadata"] = "b64:" + base64.b64encode(later).decode()
+    before = pair.reader.call(unknown_fields)
+    assert pair.reader.call(roles.read, metadata) == ("DONE", True)
+    assert pair.owner.call(roles.wait, number) == "DONE"
+    assert pair.reader.call(unknown_fields) == before + 1
 
 
 def spoilt(text: str) -> dict[str, str]:
@@ -184,6 +201,10 @@ async def text_length(here, hexadecimal):
 async def hex_text(here, number):
     operation, _ = here.kept[number]
     return operation.metadata(True).nixl_metadata
+
+
+async def unknown_fields(here):
+    return stats(here.connector).get("trailer_fields_unknown", 0)
 
 
 async def refused_read(here, metadata):

@@ -12,7 +12,13 @@ if TYPE_CHECKING:
 
 PATIENCE = 30.0
 """Seconds until a condition that nothing announces must hold."""
-LASTING = ("peers", "notifications_matched", "notifications_unknown", "notifications_malformed")
+LASTING = (
+    "peers",
+    "notifications_matched",
+    "notifications_unknown",
+    "notifications_malformed",
+    "trailer_fields_unknown",
+)
 """Counters that do not go back to zero when all operations are over."""
 
 
