@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -19,11 +20,14 @@ use crate::operation::{CompletionSink, Operation as CoreOperation, next_ticket};
 /// The hubs of this process, for [`nudge`].
 static HUBS: Mutex<Vec<Weak<Arrivals>>> = Mutex::new(Vec::new());
 
-/// Has one waiting loop enter Python soon, so that references given up on a lane's thread are dropped. Where no loop
-/// runs, they are dropped when Python code next calls into this module.
+/// Has the loops enter Python soon, so that references given up on a lane's thread are dropped: every loop, since nobody
+/// here knows which of them still runs. Where none does, they are dropped when Python code next calls into this module.
 pub(super) fn nudge() {
-    if let Some(arrivals) = HUBS.lock().iter().find_map(Weak::upgrade) {
-        arrivals.signal();
+    for arrivals in HUBS.lock().iter().filter_map(Weak::upgrade) {
+        // Once until it is seen: a flood of references is dropped in one go.
+        if !arrivals.is_nudged.swap(true, Ordering::AcqRel) {
+            arrivals.signal();
+        }
     }
 }
 
@@ -31,6 +35,7 @@ pub(super) fn nudge() {
 struct Arrivals {
     event: OwnedFd,
     tickets: Mutex<Vec<u64>>,
+    is_nudged: AtomicBool,
 }
 
 impl Arrivals {
@@ -75,6 +80,7 @@ impl Hub {
         let arrivals = Arc::new(Arrivals {
             event,
             tickets: Mutex::new(Vec::new()),
+            is_nudged: AtomicBool::new(false),
         });
         let mut hubs = HUBS.lock();
         hubs.retain(|hub| hub.strong_count() > 0);
@@ -121,6 +127,7 @@ impl Hub {
         // Read before the list is taken: what arrives in between signals anew.
         let mut count = [0_u8; 8];
         let _ = rustix::io::read(&self.arrivals.event, &mut count);
+        self.arrivals.is_nudged.store(false, Ordering::Release);
         let tickets = std::mem::take(&mut *self.arrivals.tickets.lock());
         for ticket in tickets {
             let watch = self.watches.lock().remove(&ticket);

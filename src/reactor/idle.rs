@@ -11,6 +11,10 @@ const SPIN: Duration = Duration::from_micros(50);
 const YIELD: Duration = Duration::from_millis(5);
 /// A request that has not moved for longer than `YIELD` waits for its peer: look at this pace.
 const STALLED_NAP: Duration = Duration::from_micros(50);
+/// One that has not moved for so long waits for a peer that is slow, stopped or gone, which must not cost a core.
+const STALLED: Duration = Duration::from_millis(100);
+/// The pace then; commands end it at once.
+const STALLED_PARK: Duration = Duration::from_millis(1);
 /// While operations wait for a peer and something happened lately: half of this is added to their wake-up on average.
 const WAITING_NAP: Duration = Duration::from_micros(100);
 /// "Lately".
@@ -77,7 +81,8 @@ impl IdlePolicy {
             return match quiet {
                 quiet if quiet < SPIN => Rest::Spin,
                 quiet if quiet < YIELD => Rest::Yield,
-                _ => Rest::Nap(STALLED_NAP),
+                quiet if quiet < STALLED => Rest::Nap(STALLED_NAP),
+                _ => Rest::Park(STALLED_PARK),
             };
         }
         if activity.waiting > 0 {
@@ -115,7 +120,8 @@ mod tests {
         };
         assert_eq!(rest_after(Duration::ZERO, moving), Rest::Spin);
         assert_eq!(rest_after(Duration::from_millis(1), moving), Rest::Yield);
-        assert_eq!(rest_after(Duration::from_secs(1), moving), Rest::Nap(STALLED_NAP));
+        assert_eq!(rest_after(Duration::from_millis(50), moving), Rest::Nap(STALLED_NAP));
+        assert_eq!(rest_after(Duration::from_secs(1), moving), Rest::Park(STALLED_PARK));
     }
 
     #[test]
