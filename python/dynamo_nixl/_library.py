@@ -104,7 +104,8 @@ def ensure_loaded() -> None:
             if candidate.path == LIBRARY:
                 raise ImportError(_not_found(search, error)) from None
             raise ImportError(
-                f"NIXL could not be loaded from {candidate.path} ({candidate.origin}): {error}"
+                f"NIXL could not be loaded from {candidate.path} ({candidate.origin}): {error}\n"
+                f"{_advice(search.cuda_major)}"
             ) from error
         _load = Load(candidate, libefa, libucs)
 
@@ -293,5 +294,11 @@ def _not_found(search: Search, error: ImportError) -> str:
 
 def _advice(cuda_major: int | None) -> str:
     majors = [cuda_major] if cuda_major in _CUDA_MAJORS else sorted(_CUDA_MAJORS)
-    commands = " or ".join(f"pip install 'dynamo-nixl[cu{major}]'" for major in majors)
+    commands = " or ".join(pip_command(major) for major in majors)
     return f"Install it with {commands}, or name a library with {VARIABLE}."
+
+
+def pip_command(cuda_major: int) -> str:
+    """Tell how to install a supported NIXL for a CUDA version."""
+    oldest, beyond = (".".join(str(number) for number in version) for version in (_OLDEST, _BEYOND))
+    return f"pip install 'nixl-cu{cuda_major}>={oldest},<{beyond}'"

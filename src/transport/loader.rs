@@ -18,6 +18,7 @@ pub const LIBRARY_VARIABLE: &str = "DYNAMO_NIXL_LIBRARY";
 
 const BARE_NAME: &str = "libnixl_capi.so";
 const OPERATION: &str = "load NIXL";
+const SUPPORTED: &str = "NIXL 1.4.1 to 1.5.x are supported: pip install 'nixl-cu12>=1.4.1,<1.6' (or nixl-cu13)";
 
 /// Every symbol of the C API that `transport/nixl` reaches. The stubs abort the process at the first use
 /// of a missing one, so all are checked before the first call.
@@ -106,7 +107,7 @@ pub fn load(path: &Path) -> Result<()> {
             Error::new(ErrorKind::Library, OPERATION, "the library lacks symbols that are used")
                 .with_context("path", path.display())
                 .with_context("missing", missing.join(", "))
-                .with_hint("NIXL 1.4.1 to 1.5.x are supported: pip install 'nixl-cu12>=1.4.1,<1.6' (or nixl-cu13)"),
+                .with_hint(SUPPORTED),
         );
     }
     // The stubs will ask for the bare name: make sure that they get this very library.
@@ -140,6 +141,12 @@ pub fn ensure_loaded() -> Result<()> {
         }
         None => PathBuf::from(BARE_NAME),
     })
+    .map_err(|error| {
+        if error.hint().is_some() {
+            return error;
+        }
+        error.with_hint(format!("{SUPPORTED}, or set {LIBRARY_VARIABLE} to its {BARE_NAME}"))
+    })
 }
 
 fn open(path: &Path) -> Result<Library> {
@@ -149,8 +156,5 @@ fn open(path: &Path) -> Result<Library> {
         Error::new(ErrorKind::Library, OPERATION, "the library cannot be loaded")
             .with_context("path", path.display())
             .with_source(source)
-            .with_hint(format!(
-                "install NIXL with `pip install nixl-cu12` or `nixl-cu13`, or set {LIBRARY_VARIABLE} to its {BARE_NAME}"
-            ))
     })
 }

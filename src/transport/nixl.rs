@@ -65,6 +65,7 @@ impl NixlTransport {
             Error::new(ErrorKind::Backend, operation, "NIXL refused")
                 .with_context("agent", name)
                 .with_context("status", status_name(&status))
+                .with_source(status)
                 .with_hint("`dynamo-nixl doctor` shows what is installed; NIXL_LOG_LEVEL=DEBUG and UCX_LOG_LEVEL=info say more")
         };
         let agent = Agent::new_configured(name.as_str(), &config).map_err(|status| fail("create agent", status))?;
@@ -84,15 +85,16 @@ impl NixlTransport {
         })
     }
 
-    fn backend_error(&self, operation: &'static str, status: &NixlError) -> Error {
+    fn backend_error(&self, operation: &'static str, status: NixlError) -> Error {
         Error::new(ErrorKind::Backend, operation, "NIXL refused")
             .with_context("agent", &self.name)
-            .with_context("status", status_name(status))
+            .with_context("status", status_name(&status))
+            .with_source(status)
     }
 
     fn registration_list(&self, ranges: &[MemoryRange]) -> Result<RegDescList<'static>> {
         let kind = ranges.first().map_or(MemType::Dram, |range| memory_type(range.kind));
-        let mut list = RegDescList::new(kind).map_err(|status| self.backend_error("list regions", &status))?;
+        let mut list = RegDescList::new(kind).map_err(|status| self.backend_error("list regions", status))?;
         for range in ranges {
             list.add_desc(as_usize(range.addr.0), as_usize(range.len.0), range.device);
         }
@@ -101,17 +103,18 @@ impl NixlTransport {
 
     fn transfer_list(&self, ranges: &[MemoryRange]) -> Result<XferDescList<'static>> {
         let kind = ranges.first().map_or(MemType::Dram, |range| memory_type(range.kind));
-        let mut list = XferDescList::new(kind).map_err(|status| self.backend_error("list ranges", &status))?;
+        let mut list = XferDescList::new(kind).map_err(|status| self.backend_error("list ranges", status))?;
         for range in ranges {
             list.add_desc(as_usize(range.addr.0), as_usize(range.len.0), range.device);
         }
         Ok(list)
     }
 
-    fn transfer_error(operation: &'static str, peer: &AgentName, status: &NixlError) -> Error {
+    fn transfer_error(operation: &'static str, peer: &AgentName, status: NixlError) -> Error {
         Error::new(ErrorKind::Transfer, operation, "NIXL reported a failure")
             .with_context("peer", peer)
-            .with_context("status", status_name(status))
+            .with_context("status", status_name(&status))
+            .with_source(status)
     }
 }
 
@@ -138,6 +141,7 @@ impl Transport for NixlTransport {
                 .with_context("bytes", range.len.0)
                 .with_context("memory", format_args!("{:?}:{}", range.kind, range.device))
                 .with_context("status", status_name(&status))
+                .with_source(status)
                 .with_hint(match range.kind {
                     MemoryKind::Dram => "check that the memory is mapped and, on RDMA hosts, `ulimit -l`",
                     MemoryKind::Vram => "device memory needs a UCX with support for that device; move the tensor to the CPU otherwise",
@@ -161,7 +165,7 @@ impl Transport for NixlTransport {
         let _entry = self.entry.lock();
         self.agent
             .get_local_md()
-            .map_err(|status| self.backend_error("export metadata", &status))
+            .map_err(|status| self.backend_error("export metadata", status))
     }
 
     fn load_peer(&self, blob: &[u8]) -> Result<AgentName> {
@@ -175,6 +179,7 @@ impl Transport for NixlTransport {
             Error::new(kind, "load peer", message)
                 .with_context("agent", &self.name)
                 .with_context("status", status_name(&status))
+                .with_source(status)
                 .with_hint(
                     "check that the peer still runs, and that both ends have compatible versions of NIXL and UCX and a \
                      common transport",
@@ -187,7 +192,7 @@ impl Transport for NixlTransport {
         let _entry = self.entry.lock();
         self.agent
             .invalidate_remote_md(peer.as_str())
-            .map_err(|status| self.backend_error("drop peer", &status).with_context("peer", peer))
+            .map_err(|status| self.backend_error("drop peer", status).with_context("peer", peer))
     }
 
     fn prepare(
@@ -198,7 +203,7 @@ impl Transport for NixlTransport {
         peer: &AgentName,
         notification: Option<&[u8]>,
     ) -> Result<Box<dyn Request>> {
-        let fail = |status: NixlError| Self::transfer_error("create request", peer, &status);
+        let fail = |status: NixlError| Self::transfer_error("create request", peer, status);
         let local_list = self.transfer_list(local)?;
         let remote_list = self.transfer_list(remote)?;
         let options = notification.map(notification_options).transpose().map_err(fail)?;
@@ -226,14 +231,14 @@ impl Transport for NixlTransport {
         let _entry = self.entry.lock();
         self.agent
             .send_notification(peer.as_str(), message, None)
-            .map_err(|status| Self::transfer_error("send notification", peer, &status))
+            .map_err(|status| Self::transfer_error("send notification", peer, status))
     }
 
     fn poll_notifications(&self, receive: &mut dyn FnMut(&[u8])) -> Result<usize> {
         let mut messages = Vec::new();
         {
             let mut inbox = self.entry.lock();
-            let poll = |status: NixlError| self.backend_error("poll notifications", &status);
+            let poll = |status: NixlError| self.backend_error("poll notifications", status);
             self.agent.get_notifications(&mut inbox.0, None).map_err(poll)?;
             if inbox.0.is_empty().map_err(poll)? {
                 return Ok(0);
@@ -264,7 +269,7 @@ impl NixlTransport {
         let _entry = self.entry.lock();
         self.agent
             .get_local_partial_md(&list, None)
-            .map_err(|status| self.backend_error(operation, &status))
+            .map_err(|status| self.backend_error(operation, status))
     }
 }
 
@@ -361,7 +366,7 @@ impl NixlRequest {
                 } else {
                     RequestState::Over
                 };
-                Err(NixlTransport::transfer_error(operation, &self.peer, &status))
+                Err(NixlTransport::transfer_error(operation, &self.peer, status))
             }
         }
     }

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import types
@@ -153,7 +155,7 @@ class TestVersions:
         path = install(site, "nixl-cu12", version)
         with pytest.raises(ImportError) as error:
             _library.choose(_library.find({}))
-        for part in (version, path, "1.4.1 <= version < 1.6", "pip install 'dynamo-nixl[cu12]'"):
+        for part in (version, path, "1.4.1 <= version < 1.6", "pip install 'nixl-cu12>=1.4.1,<1.6'"):
             assert part in str(error.value)
 
     def test_one_in_range_is_preferred(self, site):
@@ -180,7 +182,7 @@ class TestLoading:
             "distribution nixl-cu13: not installed",
             "distribution nixl-cu12: not installed",
             "the loader's search path: cannot open shared object file",
-            "pip install 'dynamo-nixl[cu12]'",
+            "pip install 'nixl-cu12>=1.4.1,<1.6'",
         ):
             assert part in text
         assert "cu13]" not in text
@@ -296,3 +298,38 @@ class TestRealNixl:
         path, *_ = run(PROGRAM)
         named, origin, *_ = run(PROGRAM, DYNAMO_NIXL_LIBRARY=str(Path(path).parent))
         assert (named, origin) == (path, "named by DYNAMO_NIXL_LIBRARY")
+
+
+PACKAGES = ("ibverbs-providers", "libibverbs1", "libnl-3-200", "libnl-route-3-200")
+
+
+@pytest.fixture
+def systems_libefa(tmp_path):
+    """Debian's libefa and what it needs, unpacked: folders for `LD_LIBRARY_PATH`."""
+    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
+        pytest.skip("no Debian packages")
+    download = subprocess.run(
+        ["apt-get", "download", *PACKAGES], cwd=tmp_path, capture_output=True, timeout=300, check=False
+    )
+    if download.returncode != 0:
+        pytest.skip("no Debian packages")
+    for package in tmp_path.glob("*.deb"):
+        subprocess.run(["dpkg-deb", "-x", package, tmp_path / "root"], check=True, timeout=60)
+    folders = {str(library.parent) for library in (tmp_path / "root").rglob("lib*.so.*")}
+    assert any(Path(folder, "libefa.so.1").exists() for folder in folders)
+    return os.pathsep.join(sorted(folders))
+
+
+@pytest.mark.long
+@pytest.mark.nixl
+def test_an_exit_with_the_systems_libefa(systems_libefa):
+    inherited = {name: value for name, value in os.environ.items() if name != "UCX_MODULES"}
+    environment = {**inherited, "LD_LIBRARY_PATH": systems_libefa}
+    program = [sys.executable, "-c", PROGRAM]
+    # The control: let in, UCX's EFA module makes the process crash when it exits.
+    let_in = subprocess.run(
+        program, capture_output=True, timeout=60, check=False, env={**environment, "UCX_MODULES": "all"}
+    )
+    assert let_in.returncode == -signal.SIGSEGV
+    ours = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    assert (ours.returncode, ours.stderr) == (0, "")

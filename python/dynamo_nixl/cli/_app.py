@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from dynamo_nixl import __version__
+
 from .demo import SIZES, run_demo
 from .doctor import run_doctor
 
@@ -17,6 +19,21 @@ app = typer.Typer(
 )
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dynamo-nixl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Asyncio RDMA tensor transfers on NIXL."""
 
 
 def parse_size(text: str) -> int:

@@ -99,10 +99,10 @@ def run_demo(sizes: list[int], repeat: int, timeout: float, *, as_json: bool) ->
 async def _run(sizes: list[int], repeat: int, timeout: float, directory: Path) -> Report:
     logs = _ucx_log.turn_on(os.environ, directory)
     try:
-        # A missing NIXL is told more plainly here than by a peer that dies of it.
+        # What is missing is told more plainly here than by a peer that dies of it.
         await asyncio.to_thread(_library.ensure_loaded)
+        tensors = Tensors()
         async with asyncio.timeout(timeout), _Peer.start() as peer:
-            tensors = Tensors()
             connector = Connector()
             await connector._create_connection()
             results = []

@@ -142,8 +142,12 @@ def _nixl(report: Report) -> None:
         facts["chosen"] = "none"
         report.advice.append(str(error))
         return
-    facts["chosen"] = chosen.path
-    facts["how"] = chosen.origin
+    if chosen.path == _library.LIBRARY:
+        # No wheel: only loading can tell what the loader's path holds, so `_try` reports and advises.
+        facts["chosen"] = f"whatever {chosen.origin} has as {chosen.path}"
+    else:
+        facts["chosen"] = chosen.path
+        facts["how"] = chosen.origin
     facts["version"] = f"{chosen.version or 'unknown'} (supported: {_library.SUPPORTED})"
     others = [each for each in search.candidates if each != chosen]
     facts["other candidates"] = (
@@ -156,7 +160,7 @@ def _nixl(report: Report) -> None:
     if search.cuda_major in (12, 13) and f"nixl_cu{search.cuda_major}" not in chosen.path and "nixl_cu" in chosen.path:
         report.advice.append(
             f"torch is built for CUDA {search.cuda_major} but this NIXL is not, GPU memory may not be reachable: "
-            f"pip install 'dynamo-nixl[cu{search.cuda_major}]'"
+            f"{_library.pip_command(search.cuda_major)}"
         )
 
 
