@@ -163,9 +163,6 @@ impl Connector {
         local: Vec<LocalMemory>,
     ) -> Result<OperationHandle> {
         let metadata = RemoteMetadata::decode(metadata)?;
-        self.inner
-            .unknown_fields
-            .fetch_add(metadata.unknown_fields() as u64, Ordering::Relaxed);
         if key.as_bytes().is_empty() {
             return Err(Error::new(
                 ErrorKind::InvalidArgument,
@@ -176,15 +173,38 @@ impl Connector {
         let local_ranges: Vec<MemoryRange> = local.iter().map(|memory| memory.range).collect();
         let plan = TransferPlan::new(&local_ranges, remote)?;
         metadata.check_covers(remote)?;
-        // An owner without the trailer, or without `MM_ERROR_HANDLING`, needs a reader without it.
-        let is_own = metadata
-            .trailer()
-            .is_some_and(|trailer| trailer.shared_memory_notifications);
-        let flavor = if is_own {
-            AgentFlavor::SharedMemoryErrors
-        } else {
-            AgentFlavor::Plain
-        };
+        let lane = self.lane_for(&metadata)?;
+        let operation = Operation::new(direction, key, Some(metadata.agent().clone()), plan.total_bytes());
+        lane.start(Transfer::new(Arc::clone(&operation), Arc::new(metadata), plan, local));
+        Ok(OperationHandle {
+            operation,
+            side: Side::Active(Arc::clone(&lane)),
+            _connector: self.clone(),
+        })
+    }
+
+    /// Loads a peer, as the first transfer with it would. The operation moves nothing, and ends once the peer is loaded.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Metadata`] where the metadata is this connector's own, [`ErrorKind::Closed`]. Whatever fails later is
+    /// the operation's outcome.
+    pub fn connect(&self, metadata: RemoteMetadata) -> Result<OperationHandle> {
+        let lane = self.lane_for(&metadata)?;
+        let nobody = OperationKey::new(Vec::new());
+        let operation = Operation::new(Direction::Read, nobody, Some(metadata.agent().clone()), 0);
+        lane.start(Transfer::connecting(Arc::clone(&operation), Arc::new(metadata)));
+        Ok(OperationHandle {
+            operation,
+            side: Side::Active(lane),
+            _connector: self.clone(),
+        })
+    }
+
+    /// The lane for transfers with the peer of this metadata.
+    fn lane_for(&self, metadata: &RemoteMetadata) -> Result<Arc<Lane>> {
+        self.inner
+            .unknown_fields
+            .fetch_add(metadata.unknown_fields() as u64, Ordering::Relaxed);
         if metadata.agent() == &self.inner.name {
             return Err(Error::new(
                 ErrorKind::Metadata,
@@ -194,14 +214,16 @@ impl Connector {
             .with_context("agent", metadata.agent())
             .with_hint("use a second Connector for the other side, or another worker id if that is another process"));
         }
-        let lane = self.inner.transfer_lane(flavor, metadata.agent())?;
-        let operation = Operation::new(direction, key, Some(metadata.agent().clone()), plan.total_bytes());
-        lane.start(Transfer::new(Arc::clone(&operation), Arc::new(metadata), plan, local));
-        Ok(OperationHandle {
-            operation,
-            side: Side::Active(Arc::clone(&lane)),
-            _connector: self.clone(),
-        })
+        // An owner without the trailer, or without `MM_ERROR_HANDLING`, needs a reader without it.
+        let is_own = metadata
+            .trailer()
+            .is_some_and(|trailer| trailer.shared_memory_notifications);
+        let flavor = if is_own {
+            AgentFlavor::SharedMemoryErrors
+        } else {
+            AgentFlavor::Plain
+        };
+        self.inner.transfer_lane(flavor, metadata.agent())
     }
 
     /// Lets one peer read (`Direction::Read`) or write (`Direction::Write`) `local`, once.
@@ -233,12 +255,22 @@ impl Connector {
         })
     }
 
-    /// Registers memory with the control agent, so that operations on exactly this range need not.
+    /// Registers memory with the control agent for as long as the region returned lives, so that operations on it or on
+    /// parts of it need not. What a peer is shown of a part is the whole of it.
     ///
     /// # Errors
     /// [`ErrorKind::Registration`], what [`Connector::open`] reports, [`ErrorKind::Closed`].
     pub fn register(&self, memory: &LocalMemory) -> Result<Region> {
-        self.inner.control()?.wait_open()?.regions.acquire(memory)
+        self.inner.control()?.wait_open()?.regions.offer(memory)
+    }
+
+    /// All that the control agent has to say of itself and of every registration, in NIXL's own form. Grows with them.
+    ///
+    /// # Errors
+    /// What [`Connector::open`] reports, [`ErrorKind::Backend`], [`ErrorKind::Closed`].
+    pub fn agent_metadata(&self) -> Result<Vec<u8>> {
+        let lane = self.inner.control()?;
+        lane.wait_open()?.regions.transport()?.full_metadata()
     }
 
     /// The remote agents that are loaded now.
@@ -269,6 +301,11 @@ impl Connector {
             }
         }
         stats
+    }
+
+    /// As [`Connector::close`], without waiting for it.
+    pub fn begin_close(&self, timeout: Duration) {
+        begin_close(&self.inner.refuse_more(), Instant::now() + timeout);
     }
 
     /// Closes the connector: takes nothing new, fails what is unfinished with [`ErrorKind::Closed`], drives pieces in
@@ -358,13 +395,18 @@ fn has_failed(lane: &Lane) -> bool {
     lane.has_ended() || matches!(lane.opened(), Some(Err(_)))
 }
 
-/// Closes lanes together. True where everything was quiet.
-fn close_lanes(lanes: &[Arc<Lane>], deadline: Instant) -> bool {
+/// Tells lanes to end, together.
+fn begin_close(lanes: &[Arc<Lane>], deadline: Instant) {
     let closing = Closing::by(deadline);
     let orders: Vec<ClosingOrder> = lanes.iter().map(|_| closing.order()).collect();
     for (lane, order) in lanes.iter().zip(orders) {
         lane.begin_close(order);
     }
+}
+
+/// Closes lanes together. True where everything was quiet.
+fn close_lanes(lanes: &[Arc<Lane>], deadline: Instant) -> bool {
+    begin_close(lanes, deadline);
     let mut quiet = true;
     for lane in lanes {
         quiet &= lane.join(deadline);

@@ -15,8 +15,8 @@ pub struct Pair {
     pub remote: MemoryRange,
 }
 
-/// The checked pairs of one transfer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The checked pairs of one transfer. By default none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TransferPlan {
     pairs: Vec<Pair>,
     total: u64,

@@ -8,9 +8,9 @@ use parking_lot::Mutex;
 use crate::error::Result;
 use crate::operation::{Operation, Outcome};
 use crate::reactor::lane::{Lane, Opened};
-use crate::region::{LocalMemory, Region};
+use crate::region::{LocalMemory, Region, RegionTable, Sharing};
 use crate::types::MemoryRange;
-use crate::wire::{Encoding, Trailer, compose, encode};
+use crate::wire::{CompressedBlob, Encoding, Trailer, compose};
 
 /// Memory up to this size is registered by the caller; more would hold up its event loop.
 const INLINE_REGISTRATION_BYTES: u64 = 1 << 20;
@@ -21,9 +21,10 @@ const INLINE_REGISTRATIONS: usize = 16;
 pub(crate) struct Exposure {
     operation: Arc<Operation>,
     lane: Arc<Lane>,
-    ranges: Vec<MemoryRange>,
     held: Arc<Mutex<Held>>,
     generation: u64,
+    /// What the peer needs, once it was asked for: it can be asked for again when the registrations are gone.
+    exported: Mutex<Option<CompressedBlob>>,
 }
 
 /// The registrations, unless the exposure ended before they were made.
@@ -31,6 +32,17 @@ pub(crate) struct Exposure {
 struct Held {
     regions: Vec<Region>,
     has_ended: bool,
+}
+
+impl Held {
+    /// What is registered for the exposure, each range once, in NIXL's order.
+    fn ranges(&self) -> Vec<MemoryRange> {
+        let ranges = self.regions.iter().map(Region::range);
+        let mut ranges: Vec<MemoryRange> = ranges.filter(|range| range.len.0 > 0).copied().collect();
+        ranges.sort_unstable();
+        ranges.dedup();
+        ranges
+    }
 }
 
 impl Exposure {
@@ -43,15 +55,13 @@ impl Exposure {
         generation: u64,
     ) -> Result<Self> {
         let opened = lane.wait_open()?;
-        let ranges: Vec<MemoryRange> = memory.iter().map(|memory| memory.range).collect();
         let held = Arc::new(Mutex::new(Held::default()));
         opened.dispatcher.expect(&operation);
-        let (new_ranges, new_bytes) = ranges
-            .iter()
-            .filter(|range| !opened.regions.is_registered(range))
-            .fold((0, 0_u64), |(count, bytes), range| {
-                (count + 1, bytes.saturating_add(range.len.0))
-            });
+        let is_new = |range: &&MemoryRange| opened.regions.serving(range, Sharing::Offered).is_none();
+        let ranges = memory.iter().map(|memory| &memory.range);
+        let (new_ranges, new_bytes) = ranges.filter(is_new).fold((0, 0_u64), |(count, bytes), range| {
+            (count + 1, bytes.saturating_add(range.len.0))
+        });
         if new_ranges <= INLINE_REGISTRATIONS && new_bytes <= INLINE_REGISTRATION_BYTES {
             register(opened, &operation, &held, &memory);
             lane.touch();
@@ -72,9 +82,9 @@ impl Exposure {
         Ok(Self {
             operation,
             lane,
-            ranges,
             held,
             generation,
+            exported: Mutex::new(None),
         })
     }
 
@@ -84,35 +94,33 @@ impl Exposure {
 
     /// The text for `RdmaMetadata.nixl_metadata`: the connection, these regions and no others, and the trailer.
     ///
+    /// Once it was asked for it can be had again, in either encoding, for as long as the exposure exists.
+    ///
     /// # Errors
     /// [`crate::error::ErrorKind::Backend`] where NIXL exports nothing, [`crate::error::ErrorKind::Closed`].
     pub(crate) fn metadata(&self, encoding: Encoding) -> Result<String> {
-        let opened = self.lane.wait_open()?;
-        let blob = self.blob(opened)?;
         let trailer = Trailer {
             shared_memory_notifications: true,
             generation: self.generation,
             lease: None,
         };
-        encode(&blob, Some(&trailer), encoding)
+        let mut exported = self.exported.lock();
+        let blob = match &*exported {
+            Some(blob) => blob.clone(),
+            None => exported.insert(self.export()?).clone(),
+        };
+        drop(exported);
+        blob.encode(Some(&trailer), encoding)
     }
 
-    fn blob(&self, opened: &Opened) -> Result<Vec<u8>> {
-        let mut ranges: Vec<MemoryRange> = self.ranges.iter().copied().filter(|range| range.len.0 > 0).collect();
-        ranges.sort_unstable();
-        ranges.dedup();
-        if ranges.is_empty() {
-            return Ok(opened.connection_info.clone());
+    fn export(&self) -> Result<CompressedBlob> {
+        let opened = self.lane.wait_open()?;
+        let ranges = self.held.lock().ranges();
+        match ranges.as_slice() {
+            [] => CompressedBlob::new(&opened.connection_info),
+            [range] => opened.regions.exported(range, || compressed(opened, &ranges)),
+            _ => compressed(opened, &ranges),
         }
-        let transport = opened.regions.transport()?;
-        // The C API cannot put connection information into partial metadata, so the two are composed here. Should the
-        // composition not check out (an unknown layout of a later NIXL), the full metadata serves, at the price of its
-        // size and of showing every region.
-        let partial = transport.partial_metadata(&ranges)?;
-        compose(&opened.connection_info, &partial).or_else(|error| {
-            tracing::warn!(%error, "metadata could not be composed; the full metadata is sent");
-            transport.full_metadata()
-        })
     }
 
     /// Ends the exposure: an unfinished operation is cancelled, the registrations are given back. Idempotent.
@@ -134,6 +142,20 @@ impl Exposure {
     }
 }
 
+/// What a peer needs in order to reach these registrations.
+fn compressed(opened: &Opened, ranges: &[MemoryRange]) -> Result<CompressedBlob> {
+    let transport = opened.regions.transport()?;
+    // The C API cannot put connection information into partial metadata, so the two are composed here. Should the
+    // composition not check out (an unknown layout of a later NIXL), the full metadata serves, at the price of its
+    // size and of showing every region.
+    let partial = transport.partial_metadata(ranges)?;
+    let blob = compose(&opened.connection_info, &partial).or_else(|error| {
+        tracing::warn!(%error, "metadata could not be composed; the full metadata is sent");
+        transport.full_metadata()
+    })?;
+    CompressedBlob::new(&blob)
+}
+
 fn register(opened: &Opened, operation: &Operation, held: &Mutex<Held>, memory: &[LocalMemory]) {
     if let Err(error) = acquire(&opened.regions, held, memory) {
         opened.dispatcher.forget(operation.key());
@@ -142,10 +164,10 @@ fn register(opened: &Opened, operation: &Operation, held: &Mutex<Held>, memory: 
     operation.mark_started();
 }
 
-fn acquire(regions: &Arc<crate::region::RegionTable>, held: &Mutex<Held>, memory: &[LocalMemory]) -> Result<()> {
+fn acquire(regions: &Arc<RegionTable>, held: &Mutex<Held>, memory: &[LocalMemory]) -> Result<()> {
     let acquired = memory
         .iter()
-        .map(|memory| regions.acquire(memory))
+        .map(|memory| regions.share(memory, Sharing::Offered))
         .collect::<Result<Vec<_>>>()?;
     let mut held = held.lock();
     if !held.has_ended {
@@ -165,7 +187,6 @@ impl fmt::Debug for Exposure {
         formatter
             .debug_struct("Exposure")
             .field("operation", &self.operation)
-            .field("ranges", &self.ranges)
             .finish_non_exhaustive()
     }
 }

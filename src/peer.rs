@@ -52,6 +52,18 @@ impl RemoteMetadata {
             trailer,
             unknown_fields,
         } = decode(text)?;
+        Ok(Self {
+            trailer,
+            unknown_fields,
+            ..Self::from_blob(raw)?
+        })
+    }
+
+    /// Parses a blob of NIXL's, of which nothing says that it is of a peer of our own kind.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Metadata`].
+    pub fn from_blob(raw: Vec<u8>) -> Result<Self> {
         let mut blob = AgentBlob::parse(&raw)?;
         if !blob.is_self_contained() {
             // NIXL would refuse it, and then never load this name again.
@@ -77,8 +89,8 @@ impl RemoteMetadata {
             agent: blob.agent,
             connections: blob.connections,
             regions,
-            trailer,
-            unknown_fields,
+            trailer: None,
+            unknown_fields: 0,
         })
     }
 

@@ -69,6 +69,11 @@ impl<V> RangeMap<V> {
         before.into_iter().chain(after).map(|(known, _)| known)
     }
 
+    /// The entries from `range` on.
+    pub(crate) fn from(&self, range: &MemoryRange) -> impl Iterator<Item = &MemoryRange> {
+        self.entries.range(range..).map(|(known, _)| known)
+    }
+
     /// The entries that share a byte with `range`.
     pub(crate) fn overlapping(&self, range: &MemoryRange) -> impl Iterator<Item = (&MemoryRange, &V)> {
         // They begin before its end, and at most the longest entry's length before its start.

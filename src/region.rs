@@ -14,6 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::range_map::RangeMap;
 use crate::transport::{Registration, Transport};
 use crate::types::MemoryRange;
+use crate::wire::CompressedBlob;
 
 /// Whatever owns the memory of a range. Dropping it may let the memory go, so it is dropped last.
 pub type KeepAlive = Arc<dyn Any + Send + Sync>;
@@ -36,6 +37,15 @@ impl fmt::Debug for LocalMemory {
     }
 }
 
+/// Which registration may serve a holder, where one covers its range without being exactly of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// One that its owner registered to be used in parts. For what is shown to a peer, which sees the whole of it.
+    Offered,
+    /// Any, for what stays in this process.
+    Any,
+}
+
 /// The registrations of one agent.
 #[derive(Debug)]
 pub struct RegionTable {
@@ -52,6 +62,10 @@ struct State {
 #[derive(Debug)]
 struct Entry {
     holders: usize,
+    /// How many of them offered it to be used in parts.
+    offers: usize,
+    /// Its metadata, once it was asked for: it stands as long as the registration.
+    exported: Option<CompressedBlob>,
     _registration: Box<dyn Registration>,
 }
 
@@ -74,12 +88,25 @@ impl RegionTable {
     /// # Errors
     /// [`ErrorKind::Registration`] where NIXL refuses, [`ErrorKind::Closed`] after [`RegionTable::close`].
     pub fn acquire(self: &Arc<Self>, memory: &LocalMemory) -> Result<Region> {
-        let range = memory.range;
+        self.hold(memory, None)
+    }
+
+    /// As [`RegionTable::acquire`], except that a registration that covers the memory serves as well.
+    ///
+    /// # Errors
+    /// As [`RegionTable::acquire`].
+    pub fn share(self: &Arc<Self>, memory: &LocalMemory, sharing: Sharing) -> Result<Region> {
+        self.hold(memory, Some(sharing))
+    }
+
+    fn hold(self: &Arc<Self>, memory: &LocalMemory, sharing: Option<Sharing>) -> Result<Region> {
+        let mut range = memory.range;
         if range.len.0 > 0 {
             let mut state = self.state.lock();
-            let Some(transport) = state.transport.clone() else {
-                return Err(closed());
-            };
+            let transport = state.transport.clone().ok_or_else(closed)?;
+            if let Some(serving) = sharing.and_then(|sharing| state.serving(&range, sharing)) {
+                range = serving;
+            }
             if !state.hold(&range) {
                 state.register(&*transport, &range)?;
             }
@@ -87,8 +114,49 @@ impl RegionTable {
         Ok(Region {
             table: Arc::clone(self),
             range,
+            is_offer: false,
             _keep_alive: memory.keep_alive.clone(),
         })
+    }
+
+    /// Registers `memory` to be used in parts by whoever names one, for as long as the region returned lives.
+    ///
+    /// # Errors
+    /// As [`RegionTable::acquire`].
+    pub fn offer(self: &Arc<Self>, memory: &LocalMemory) -> Result<Region> {
+        let mut region = self.acquire(memory)?;
+        if let Some(entry) = self.state.lock().entries.get_mut(&region.range) {
+            entry.offers += 1;
+            region.is_offer = true;
+        }
+        Ok(region)
+    }
+
+    /// The registration that [`RegionTable::share`] would take for `range`, where it need not make one.
+    #[must_use]
+    pub fn serving(&self, range: &MemoryRange, sharing: Sharing) -> Option<MemoryRange> {
+        self.state.lock().serving(range, sharing)
+    }
+
+    /// The metadata of a registered range: `export` makes it the first time.
+    ///
+    /// # Errors
+    /// What `export` reports.
+    pub fn exported(
+        &self,
+        range: &MemoryRange,
+        export: impl FnOnce() -> Result<CompressedBlob>,
+    ) -> Result<CompressedBlob> {
+        let kept = |entry: &Entry| entry.exported.clone();
+        if let Some(blob) = self.state.lock().entries.get(range).and_then(kept) {
+            return Ok(blob);
+        }
+        // Not under the lock, which others wait for. The caller holds the range, so that its key cannot change.
+        let blob = export()?;
+        if let Some(entry) = self.state.lock().entries.get_mut(range) {
+            entry.exported = Some(blob.clone());
+        }
+        Ok(blob)
     }
 
     /// The agent behind the table.
@@ -137,6 +205,7 @@ impl RegionTable {
         let regions = held.into_iter().map(|range| Region {
             table: Arc::clone(self),
             range,
+            is_offer: false,
             _keep_alive: None,
         });
         let regions = regions.collect();
@@ -161,13 +230,22 @@ impl RegionTable {
         state.entries.clear();
         state.transport = None;
     }
-
-    fn release(&self, range: &MemoryRange) {
-        self.state.lock().release(range);
-    }
 }
 
 impl State {
+    /// The registration to use for `range`, where there is one. One that NIXL would not find by the range is none.
+    fn serving(&self, range: &MemoryRange, sharing: Sharing) -> Option<MemoryRange> {
+        let may_serve = |known: &MemoryRange| match sharing {
+            Sharing::Offered => self.entries.get(known).is_some_and(|entry| entry.offers > 0),
+            Sharing::Any => true,
+        };
+        if self.entries.contains(range) {
+            return Some(*range);
+        }
+        let mut covering = self.entries.nearest(range).filter(|known| known.covers(range));
+        covering.find(|known| may_serve(known)).copied()
+    }
+
     /// Counts one more holder; false where the range is not registered.
     fn hold(&mut self, range: &MemoryRange) -> bool {
         match self.entries.get_mut(range) {
@@ -185,6 +263,8 @@ impl State {
             *range,
             Entry {
                 holders: 1,
+                offers: 0,
+                exported: None,
                 _registration: registration,
             },
         );
@@ -208,29 +288,50 @@ impl State {
         ranges: &[MemoryRange],
     ) -> Result<Vec<MemoryRange>> {
         let mut registered = Vec::new();
-        for range in ranges {
-            // In a list NIXL only walks forward, so that nothing but a range of its own is certain to be found.
-            let is_found = if ranges.len() == 1 {
-                self.is_found(range)
-            } else {
-                self.entries.contains(range)
-            };
-            if !is_found {
-                if let Err(error) = self.register(transport, range) {
+        loop {
+            let missed = self.missed(ranges);
+            if missed.is_empty() {
+                return Ok(registered);
+            }
+            // One that is registered by itself is found, but it may hide another one from the search.
+            for range in missed {
+                if let Err(error) = self.register(transport, &range) {
                     for range in &registered {
                         self.release(range);
                     }
                     return Err(error);
                 }
-                registered.push(*range);
+                registered.push(range);
             }
         }
-        Ok(registered)
     }
 
-    /// NIXL's search for one range.
-    fn is_found(&self, range: &MemoryRange) -> bool {
-        self.entries.nearest(range).any(|known| known.covers(range))
+    /// Those of `ranges` that NIXL would not find in its walk over a list, each once.
+    ///
+    /// It searches for the first range, and for each that is before its predecessor; from any other it only walks
+    /// forward, beginning at the registration that it found last.
+    fn missed(&self, ranges: &[MemoryRange]) -> Vec<MemoryRange> {
+        let mut missed = Vec::new();
+        let mut last: Option<(MemoryRange, MemoryRange)> = None;
+        for range in ranges {
+            let found = match last {
+                Some((previous, found)) if *range >= previous => {
+                    self.entries.from(&found).find(|known| known.covers(range))
+                }
+                _ => self.entries.nearest(range).find(|known| known.covers(range)),
+            };
+            match found {
+                Some(found) => last = Some((*range, *found)),
+                // Once it is registered, it is what is found.
+                None => {
+                    missed.push(*range);
+                    last = Some((*range, *range));
+                }
+            }
+        }
+        missed.sort_unstable();
+        missed.dedup();
+        missed
     }
 
     /// Every registration that covers one of `ranges`, once.
@@ -251,6 +352,7 @@ fn closed() -> Error {
 pub struct Region {
     table: Arc<RegionTable>,
     range: MemoryRange,
+    is_offer: bool,
     /// Dropped after `Drop::drop` has given the share back: memory outlives its registration.
     _keep_alive: Option<KeepAlive>,
 }
@@ -272,7 +374,14 @@ impl Region {
 impl Drop for Region {
     fn drop(&mut self) {
         if self.range.len.0 > 0 {
-            self.table.release(&self.range);
+            let mut state = self.table.state.lock();
+            if self.is_offer {
+                // Absent after `close`.
+                if let Some(entry) = state.entries.get_mut(&self.range) {
+                    entry.offers -= 1;
+                }
+            }
+            state.release(&self.range);
         }
     }
 }

@@ -62,6 +62,12 @@ impl OperationKey {
         &self.0
     }
 
+    /// Whether it is the key of an operation that nobody is told of.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The key as text, for messages.
     #[must_use]
     pub fn to_text(&self) -> String {

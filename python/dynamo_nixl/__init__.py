@@ -29,6 +29,7 @@ from .operations import (
     WritableOperation,
     WriteOperation,
 )
+from .remote import Remote
 
 if TYPE_CHECKING:
     from .metadata import RdmaMetadata, SerializedDescriptor
@@ -53,6 +54,7 @@ __all__ = [
     "ReadOperation",
     "ReadableOperation",
     "RegistrationError",
+    "Remote",
     "SerializedDescriptor",
     "TransferError",
     "WritableOperation",

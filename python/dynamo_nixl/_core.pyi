@@ -22,6 +22,9 @@ RemoteRange: TypeAlias = tuple[int, int, int, int]
 def load_library(path: str) -> None:
     """Load NIXL's C library from `path` and check every symbol that is used. Raises ImportError; idempotent."""
 
+def decode_metadata(text: str) -> bytes:
+    """NIXL's blob out of the text that travels, either encoding; not parsed. Raises MetadataError."""
+
 def loaded_library() -> str | None:
     """The path NIXL was loaded from by `load_library`, or None before that."""
 
@@ -54,14 +57,26 @@ class Connector:
         Raises ValueError (sizes, counts), MetadataError (malformed or not covering `remote`), ConnectorClosedError.
         What fails later is the operation's outcome.
         """
+    def connect(self, metadata: str | bytes) -> Operation:
+        """Load a peer from the text that travels or from NIXL's own blob. Ends once it is loaded; moves nothing.
+
+        Raises MetadataError, ConnectorClosedError. What fails later is the operation's outcome.
+        """
+    def agent_metadata(self) -> bytes:
+        """NIXL's own blob about the control agent and all that is registered with it. Opens the connector."""
     def expose(self, direction: int, local: Sequence[LocalRange]) -> Operation:
         """Let a peer read (READ) or write (WRITE) `local`, once."""
     def register(self, local: Sequence[LocalRange]) -> list[Region]:
-        """Register ranges with the control agent (counted; never twice). Releases the GIL. Raises RegistrationError."""
+        """Register ranges with the control agent, so that operations on them or on parts of them need not.
+
+        Counted; never twice. Releases the GIL. Raises RegistrationError.
+        """
     def peers(self) -> list[str]:
         """Names of the remote agents that are loaded now."""
     def stats(self) -> dict[str, int]:
         """Counters since the connector was opened."""
+    def begin_close(self, timeout: float) -> None:
+        """As `close`, without waiting for it."""
     def close(self, timeout: float) -> bool:
         """Stop taking work, drive what is in flight to its end, drop the agents. True when quiet in time."""
 

@@ -26,7 +26,7 @@ _running: Final[dict[Callable[[], None], Future[Any]]] = {}
 _running_lock: Final = threading.Lock()
 
 
-async def wait(operation: _core.Operation, phase: int) -> None:
+async def wait(operation: _core.Operation, phase: int, timeout: float | None = None) -> None:
     """Return once `operation` has reached `phase` or has ended without reaching it.
 
     Any number of tasks, in any number of loops, may wait for one operation. Cancelling a wait leaves the operation as
@@ -36,6 +36,8 @@ async def wait(operation: _core.Operation, phase: int) -> None:
     ------
     RuntimeError
         If the running loop cannot watch file descriptors.
+    TimeoutError
+        If `timeout`, in seconds, passed first.
     """
     loop = asyncio.get_running_loop()
     hub = _hub_of(loop)
@@ -44,7 +46,11 @@ async def wait(operation: _core.Operation, phase: int) -> None:
     if ticket is None:
         return
     try:
-        await future
+        if timeout is None:
+            await future
+        else:
+            async with asyncio.timeout(timeout):
+                await future
     except BaseException:
         # Cancelled, or the coroutine was closed: nobody will look at this future again.
         hub.forget(ticket)

@@ -10,21 +10,65 @@ from .kinds import DeviceKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
     from ._core import LocalRange, RemoteRange
+    from .connection import Connection
+    from .metadata import RdmaMetadata
 
 _ADDRESS_END: Final = 1 << 64
 
 
-def check_local_descriptors(descriptors: object) -> None:
-    """Raise TypeError unless this is a `Descriptor` or a list of them; a tuple is refused, as upstream."""
+def check_remote_metadata(metadata: Any) -> RdmaMetadata:
+    """Return the metadata, made ours if it is upstream's. Raises TypeError for anything else."""
+    # Loads pydantic, which must not be part of importing the package; whoever has metadata has it loaded.
+    from .metadata import RdmaMetadata
+
+    if isinstance(metadata, RdmaMetadata):
+        return metadata
+    if _is_upstreams(metadata, "RdmaMetadata"):
+        return RdmaMetadata.model_validate(metadata.model_dump())
+    raise TypeError(f"expected the RdmaMetadata of a peer: {type(metadata).__name__}")
+
+
+def local_descriptors_of(descriptors: Any) -> Descriptor | list[Descriptor]:
+    """Return a `Descriptor` or a list of them, with upstream's made ours.
+
+    Raises
+    ------
+    TypeError
+        For anything else; a tuple is refused, as upstream.
+    """
     if isinstance(descriptors, Descriptor):
-        return
+        return descriptors
     if not isinstance(descriptors, list):
-        raise TypeError(f"expected a Descriptor or a list of them: {type(descriptors).__name__}")
-    for index, item in enumerate(descriptors):
-        if not isinstance(item, Descriptor):
-            raise TypeError(f"expected a list of Descriptor, item {index} is: {type(item).__name__}")
+        return _ours(descriptors, "expected a Descriptor or a list of them")
+    return [
+        item if isinstance(item, Descriptor) else _ours(item, f"expected a list of Descriptor, item {index} is")
+        for index, item in enumerate(descriptors)
+    ]
+
+
+def _ours(descriptor: Any, complaint: str) -> Descriptor:
+    if not _is_upstreams(descriptor, "Descriptor"):
+        raise TypeError(f"{complaint}: {type(descriptor).__name__}")
+    described = descriptor._data_ref
+    if described is not None:
+        # By the object itself, if it is one, since upstream does not say whether it may be written to.
+        try:
+            made = Descriptor(described)
+        except (TypeError, ValueError):
+            pass
+        else:
+            if made.ptr == descriptor.ptr:
+                made._data_size = descriptor.size
+                return made
+    return Descriptor((descriptor.ptr, descriptor.size, str(descriptor.device), descriptor))
+
+
+def _is_upstreams(instance: object, name: str) -> bool:
+    """Whether it is an instance of a class of upstream's, which a process may use beside ours."""
+    return any(each.__module__ == "dynamo.nixl_connect" and each.__name__ == name for each in type(instance).__mro__)
 
 
 def as_list(descriptors: Descriptor | list[Descriptor]) -> list[Descriptor]:
@@ -54,11 +98,23 @@ def check_fit(local: Descriptor | list[Descriptor], remote: Descriptor | list[De
             raise ValueError(f"the sizes of descriptor {index} differ: {mine.size} local, {theirs.size} at the peer")
 
 
-def local_ranges(descriptors: Sequence[Descriptor], *, is_destination: bool) -> list[LocalRange]:
-    """Say what the native side needs of our side. Raises ValueError for what cannot play its role."""
+def local_ranges(
+    descriptors: Sequence[Descriptor], connection: Connection, *, is_destination: bool
+) -> list[LocalRange]:
+    """Say what the native side needs of our side.
+
+    Raises
+    ------
+    ValueError
+        For what cannot play its role.
+    RuntimeError
+        For a descriptor that is registered with another connection.
+    """
     if not descriptors:
         raise ValueError("there is no local descriptor")
     _check_one_kind(descriptors, "local")
+    for descriptor in descriptors:
+        descriptor._check_connection(connection)
     return [descriptor._local_range(is_destination=is_destination) for descriptor in descriptors]
 
 

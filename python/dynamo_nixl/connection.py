@@ -54,6 +54,9 @@ class Connection:
         # Weak: a cycle would leave agents, threads and file descriptors to the cyclic garbage collector.
         self._connector = ref(connector)
         self._native = _core.Connector(f"{connector.name}-{number}")
+        self._remote_refs: dict[str, int] = {}
+        self._remote_refs_lock = threading.Lock()
+        connector._connections.add(self)
 
     @property
     def name(self) -> str:
@@ -73,6 +76,37 @@ class Connection:
         if connector is None:
             raise RuntimeError(f"the connector of this connection no longer exists: {self.name}")
         return connector
+
+    @property
+    def metadata(self) -> bytes:
+        """What NIXL has to say of this connection's agent and of all that is registered now, in NIXL's own form.
+
+        Grows with the registrations, and opens all of them to whoever holds it; operations send far less. Opens the
+        connection if need be, which blocks for half a second.
+
+        Raises
+        ------
+        ImportError
+            If NIXL is missing, too old or too new.
+        NixlConnectError
+            If the agent could not be made, or was closed.
+        """
+        self._open_blocking()
+        return self._native.agent_metadata()
+
+    def acquire_remote_ref(self, name: str) -> None:
+        """Count one more reference to a peer. See `Remote`."""
+        with self._remote_refs_lock:
+            self._remote_refs[name] = self._remote_refs.get(name, 0) + 1
+
+    def release_remote_ref(self, name: str) -> bool:
+        """Count one reference to a peer less. True if it was the last; False also if there was none."""
+        with self._remote_refs_lock:
+            count = self._remote_refs.get(name, 0)
+            if count > 1:
+                self._remote_refs[name] = count - 1
+                return False
+            return self._remote_refs.pop(name, None) is not None
 
     async def initialize(self) -> None:
         """Find and load NIXL and start this connection's agent, off the loop's thread.

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import socket
 import threading
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, Self, TypeVar
+from weakref import WeakSet
 
 from . import _loop
-from ._pairing import check_local_descriptors
-from .connection import Connection
+from ._pairing import check_remote_metadata, local_descriptors_of
+from .connection import EXIT_PATIENCE, Connection
+from .errors import ConnectorClosedError
 from .kinds import OperationKind
 from .operations import ActiveOperation, ReadableOperation, ReadOperation, WritableOperation, WriteOperation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import TracebackType
 
     from .descriptor import Descriptor
     from .metadata import RdmaMetadata
@@ -42,6 +45,9 @@ class Connector:
     -----
     Making one is cheap: NIXL is found, loaded and started when the first operation needs it. One connector serves any
     number of event loops and threads, also at the same time. Connectors are equal if their names are.
+
+    `async with` closes it at the end, as `aclose` does. One that is not closed is when nothing refers to it or its
+    operations any more, or when the interpreter exits.
     """
 
     def __init__(self, worker_id: str | None = None) -> None:
@@ -54,6 +60,9 @@ class Connector:
         self._connection_lock = threading.Lock()
         self._connection_count = 0
         self._shared_connection: Connection | None = None
+        # Also those that a subclass or a worker made by itself, in order to close them.
+        self._connections: WeakSet[Connection] = WeakSet()
+        self._is_closed = False
 
     @property
     def name(self) -> str:
@@ -65,8 +74,68 @@ class Connector:
         """The name of this machine."""
         return self._hostname
 
+    @property
+    def is_cuda_available(self) -> bool:
+        """Whether there is a CUDA driver and a device that this process may use."""
+        from . import _cuda
+
+        return _cuda.is_available()
+
     async def initialize(self) -> None:
         """Do nothing. Deprecated, as upstream; what is needed is set up when it is needed."""
+
+    async def warmup(self) -> None:
+        """Find, load and start NIXL now, so that the first operation need not: half a second, off the loop's thread.
+
+        May be called repeatedly; where it fails, a later call tries again.
+
+        Raises
+        ------
+        ImportError
+            If NIXL is missing, too old or too new.
+        NixlConnectError
+            If the agent could not be made, or the connector was closed.
+        """
+        await self._create_connection()
+
+    def close(self) -> None:
+        """Begin to close the connector, and return at once. May be called repeatedly, from any thread.
+
+        Nothing new is taken; operations that have not ended fail with `ConnectorClosedError`. What is on its way is
+        driven to its end with its memory held, for a few seconds, then the agents are destroyed. `aclose` waits.
+        """
+        for connection in self._close():
+            connection._native.begin_close(EXIT_PATIENCE)
+
+    async def aclose(self, deadline: float = EXIT_PATIENCE) -> None:
+        """As `close`, and wait until all of it is done, off the loop's thread.
+
+        Parameters
+        ----------
+        deadline
+            Seconds that transfers on their way get. The memory of those that need longer stays pinned until the process
+            ends, since nothing else would keep their bytes from landing in memory that has other uses by then.
+        """
+        connections = self._close()
+        if connections:
+            await _loop.run_off_loop(lambda: _close_all(connections, deadline))
+
+    def _close(self) -> list[Connection]:
+        """Take nothing new. Returns what is to be closed."""
+        with self._connection_lock:
+            self._is_closed = True
+            return list(self._connections)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
 
     async def begin_read(
         self,
@@ -105,8 +174,8 @@ class Connector:
         asyncio.CancelledError
             If the waiting task is cancelled; the operation is then cancelled as well.
         """
-        _check_remote_metadata(remote_metadata)
-        check_local_descriptors(local_descriptors)
+        remote_metadata = check_remote_metadata(remote_metadata)
+        local_descriptors = local_descriptors_of(local_descriptors)
         if remote_metadata.operation_kind != OperationKind.READ:
             raise RuntimeError("the peer's memory is exposed for writing, not for reading")
         connection = await self._create_connection()
@@ -149,8 +218,8 @@ class Connector:
         asyncio.CancelledError
             If the waiting task is cancelled; the operation is then cancelled as well.
         """
-        _check_remote_metadata(remote_metadata)
-        check_local_descriptors(local_descriptors)
+        remote_metadata = check_remote_metadata(remote_metadata)
+        local_descriptors = local_descriptors_of(local_descriptors)
         if remote_metadata.operation_kind != OperationKind.WRITE:
             raise RuntimeError("the peer's memory is exposed for reading, not for writing")
         connection = await self._create_connection()
@@ -182,7 +251,7 @@ class Connector:
         asyncio.CancelledError
             If the waiting task is cancelled; nothing stays exposed then.
         """
-        check_local_descriptors(local_descriptors)
+        local_descriptors = local_descriptors_of(local_descriptors)
         connection = await self._create_connection()
         operation = ReadableOperation(connection, local_descriptors)
         await operation._wait_until_started()
@@ -214,7 +283,7 @@ class Connector:
         asyncio.CancelledError
             If the waiting task is cancelled; nothing stays exposed then.
         """
-        check_local_descriptors(local_descriptors)
+        local_descriptors = local_descriptors_of(local_descriptors)
         connection = await self._create_connection()
         operation = WritableOperation(connection, local_descriptors)
         await operation._wait_until_started()
@@ -222,12 +291,7 @@ class Connector:
 
     async def _create_connection(self) -> Connection:
         """Get the one connection of this connector, opened. Workers call this, and override it."""
-        with self._connection_lock:
-            connection = self._shared_connection
-            if connection is None:
-                self._connection_count += 1
-                connection = Connection(self, self._connection_count)
-                self._shared_connection = connection
+        connection = self._connection()
         try:
             await connection.initialize()
         except Exception:
@@ -239,7 +303,21 @@ class Connector:
             raise
         return connection
 
-    # Without `__hash__`, as upstream: a connector cannot be a key.
+    def _connection(self) -> Connection:
+        """Get the one connection of this connector, opened or not."""
+        with self._connection_lock:
+            if self._is_closed:
+                raise ConnectorClosedError(f"the connector is closed: {self._worker_id}")
+            connection = self._shared_connection
+            if connection is None:
+                self._connection_count += 1
+                connection = Connection(self, self._connection_count)
+                self._shared_connection = connection
+            return connection
+
+    def __hash__(self) -> int:
+        return hash(self._worker_id)
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Connector):
             return NotImplemented
@@ -270,9 +348,9 @@ def _random_name() -> str:
     return uuid4().hex
 
 
-def _check_remote_metadata(metadata: object) -> None:
-    # Loads pydantic, which must not be part of importing the package; whoever has metadata has it loaded.
-    from .metadata import RdmaMetadata
-
-    if not isinstance(metadata, RdmaMetadata):
-        raise TypeError(f"expected the RdmaMetadata of a peer: {type(metadata).__name__}")
+def _close_all(connections: list[Connection], deadline: float) -> None:
+    # All are told first, so that they end at the same time.
+    for connection in connections:
+        connection._native.begin_close(deadline)
+    for connection in connections:
+        connection._native.close(deadline)

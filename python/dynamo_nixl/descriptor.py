@@ -7,10 +7,14 @@ from weakref import WeakSet
 
 from .device import Device
 from .kinds import DeviceKind
-from .tensors import is_array, memory_of
+from .tensors import memory_of, memory_on, named
 
 if TYPE_CHECKING:
-    from ._core import LocalRange
+    from collections.abc import Mapping, Sequence
+
+    from ._core import LocalRange, Region
+    from .connection import Connection
+    from .connector import Connector
     from .metadata import SerializedDescriptor
     from .operations import AbstractOperation
 
@@ -24,8 +28,10 @@ class Descriptor:
         One of
 
         - a `torch.Tensor` on the CPU, on CUDA or XPU;
-        - a NumPy or CuPy array, alone or as a pair `(array, device)`; a stated device is trusted;
+        - a NumPy or CuPy array, or any object with `__cuda_array_interface__`, alone or as a pair `(array, device)`; a
+          stated device is trusted;
         - `bytes`, `bytearray`, `memoryview` or any other object with the buffer protocol;
+        - an object with `__dlpack__`, whose memory must be contiguous;
         - a tuple `(address, bytes[, device[, owner]])`: nothing is checked, the device is the host unless stated, and
           the memory must stay valid until the operations that use it have ended, which holding `owner` can ensure.
 
@@ -56,6 +62,7 @@ class Descriptor:
         self._owner: object
         self._refusal: str | None = None
         self._users: WeakSet[AbstractOperation] | None = None
+        self._registration: tuple[Connection, Region] | None = None
 
         if data is None:
             raise ValueError("a descriptor needs an object that holds memory: None")
@@ -70,14 +77,11 @@ class Descriptor:
 
     def _init_from_tuple(self, data: tuple[Any, ...]) -> int | None:
         """Return the size that must not be exceeded; None where only the caller knows."""
-        if len(data) == 2 and is_array(data[0]) and isinstance(data[1], (Device, str)):
-            memory = memory_of(data[0])
-            assert memory is not None  # an array always has memory
-            self._data_ptr, self._data_size, _, self._owner, self._data_ref, self._refusal = memory
-            self._data_device = _device(data[1])
-            if self._data_ref is not data[0] and self._data_device.kind is not memory.device.kind:
-                raise ValueError(f"a non-contiguous array cannot be described as memory of {self._data_device}")
-            return memory.size
+        if len(data) == 2 and isinstance(data[1], (Device, str)) and not isinstance(data[0], int):
+            memory = memory_on(data[0], _device(data[1]))
+            if memory is not None:
+                self._data_ptr, self._data_size, self._data_device, self._owner, self._data_ref, self._refusal = memory
+                return memory.size
         if len(data) >= 2 and isinstance(data[0], int) and isinstance(data[1], int):
             self._data_ptr, self._data_size = data[:2]
             self._data_device = _device(data[2]) if len(data) > 2 else Device((DeviceKind.HOST, 0))
@@ -103,6 +107,33 @@ class Descriptor:
             raise TypeError(f"expected a SerializedDescriptor: {type(serialized).__name__}")
         return serialized.to_descriptor()
 
+    @staticmethod
+    def from_tensors(tensors: Sequence[Any] | Mapping[Any, Any]) -> list[Descriptor]:
+        """Describe a sequence or a mapping of tensors, in its order.
+
+        Parameters
+        ----------
+        tensors
+            Anything that `Descriptor` accepts, in a list or tuple, or as the values of a mapping such as a state dict.
+
+        Returns
+        -------
+        list[Descriptor]
+            One for each tensor. A peer pairs them by position: both sides must have the same order.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `tensors` is neither, or as `Descriptor`, naming the index or key.
+        """
+        descriptors = []
+        for name, tensor in named(tensors):
+            try:
+                descriptors.append(Descriptor(tensor))
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"tensor {name!r}: {error}") from error
+        return descriptors
+
     @property
     def device(self) -> Device:
         """The device that holds the memory."""
@@ -123,9 +154,82 @@ class Descriptor:
         """Whether an operation holds this memory registered with NIXL.
 
         True from the beginning of an operation until it is disposed of (as upstream): its `with` block ended, or its
-        last reference is gone.
+        last reference is gone. And as long as it is registered by `register_with_connector`, which no operation ends.
         """
+        if self._registration is not None:
+            return True
         return self._users is not None and any(not user._is_disposed for user in self._users)
+
+    def register_with_connector(self, connection: Connection) -> None:
+        """Register the memory once, for all operations that use it or the beginning of it.
+
+        It stays registered until `deregister_with_connector`, or as long as this object lives. Whoever is shown the
+        beginning of it (as set by `_data_size`) can reach all of it.
+
+        Parameters
+        ----------
+        connection
+            Of the connector whose operations are meant. It is opened if need be, which blocks for half a second.
+
+        Raises
+        ------
+        TypeError
+            If `connection` is not a `Connection`.
+        ValueError
+            If the descriptor holds a null pointer.
+        RuntimeError
+            If it is registered with another connection.
+        NixlConnectError
+            If NIXL refuses.
+        """
+        _check_connection(connection)
+        if self._registration is not None:
+            self._check_connection(connection)
+            return
+        kind, ordinal, ptr, size, owner = self._local_range(is_destination=False)
+        whole = size if self._extent is None else self._extent
+        connection._open_blocking()
+        (region,) = connection._native.register([(kind, ordinal, ptr, whole, owner)])
+        self._registration = (connection, region)
+
+    def deregister_with_connector(self, connection: Connection) -> None:
+        """End what `register_with_connector` began. Operations under way keep the memory registered for themselves.
+
+        Raises
+        ------
+        TypeError
+            If `connection` is not a `Connection`.
+        RuntimeError
+            If the descriptor is not registered with it.
+        """
+        _check_connection(connection)
+        if self._registration is None:
+            raise RuntimeError("the descriptor is not registered with this connection")
+        self._check_connection(connection)
+        _, region = self._registration
+        self._registration = None
+        region.release()
+
+    def register_memory(self, connector: Connector) -> None:
+        """Register with a connector's own connection: the name that upstream's documentation still uses.
+
+        Raises
+        ------
+        TypeError
+            If `connector` is not a `Connector`.
+        NixlConnectError
+            As `register_with_connector`.
+        """
+        from .connector import Connector
+
+        if not isinstance(connector, Connector):
+            raise TypeError(f"memory is registered with a Connector: {type(connector).__name__}")
+        self.register_with_connector(connector._connection())
+
+    def _check_connection(self, connection: Connection) -> None:
+        """Raise RuntimeError if the memory is registered with another connection."""
+        if self._registration is not None and self._registration[0] is not connection:
+            raise RuntimeError(f"the descriptor is registered with another connection: {self._registration[0]}")
 
     @property
     def metadata(self) -> SerializedDescriptor:
@@ -163,6 +267,13 @@ class Descriptor:
         if self._users is None:
             self._users = WeakSet()
         self._users.add(operation)
+
+
+def _check_connection(connection: object) -> None:
+    from .connection import Connection
+
+    if not isinstance(connection, Connection):
+        raise TypeError(f"memory is registered with a Connection: {type(connection).__name__}")
 
 
 def _device(value: object) -> Device:

@@ -10,10 +10,18 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Self
 
 from . import _core, _loop
-from ._pairing import as_list, check_fit, check_local_descriptors, local_ranges, remote_ranges
+from ._pairing import (
+    as_list,
+    check_fit,
+    check_remote_metadata,
+    local_descriptors_of,
+    local_ranges,
+    remote_ranges,
+)
 from .connection import Connection
 from .device import Device
 from .kinds import DeviceKind, OperationKind, OperationStatus
+from .remote import Remote
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -58,7 +66,7 @@ class AbstractOperation(ABC):
         return OperationStatus(self._native.status)
 
     @abstractmethod
-    async def wait_for_completion(self) -> None:
+    async def wait_for_completion(self, timeout: float | None = None) -> None:
         """Wait until the operation has ended."""
 
     def cancel(self) -> None:
@@ -83,8 +91,9 @@ class AbstractOperation(ABC):
         self._is_disposed = True
         self._native.cancel()
 
-    async def _finish(self) -> None:
-        await _loop.wait(self._native, _core.FINISHED)
+    async def _finish(self, timeout: float | None) -> None:
+        if not self._native.has_finished:
+            await _loop.wait(self._native, _core.FINISHED, timeout)
         self._native.raise_for_outcome()
 
     async def _wait_until_started(self) -> None:
@@ -113,12 +122,9 @@ class ActiveOperation(AbstractOperation):
         local_descriptors: Descriptor | list[Descriptor],
         remote_metadata: RdmaMetadata,
     ) -> None:
-        from .metadata import RdmaMetadata
-
         _check_connection(connection)
-        if not isinstance(remote_metadata, RdmaMetadata):
-            raise TypeError(f"expected the RdmaMetadata of a peer: {type(remote_metadata).__name__}")
-        check_local_descriptors(local_descriptors)
+        remote_metadata = check_remote_metadata(remote_metadata)
+        local_descriptors = local_descriptors_of(local_descriptors)
         if remote_metadata.operation_kind != operation_kind:
             raise ValueError(f"the peer's memory is not exposed for {operation_kind}")
         if not remote_metadata.notification_key:
@@ -127,7 +133,7 @@ class ActiveOperation(AbstractOperation):
         check_fit(local_descriptors, remote_descriptors)
         local = as_list(local_descriptors)
         remote = as_list(remote_descriptors)
-        mine = local_ranges(local, is_destination=operation_kind is OperationKind.READ)
+        mine = local_ranges(local, connection, is_destination=operation_kind is OperationKind.READ)
         theirs = remote_ranges(remote)
         connection._open_blocking()
         native = connection._native.begin(
@@ -139,19 +145,34 @@ class ActiveOperation(AbstractOperation):
         )
         super().__init__(connection, operation_kind, local, native)
         self._remote_descriptors = remote
+        self._remote: Remote | None = None
 
-    async def wait_for_completion(self) -> None:
+    @property
+    def remote(self) -> Remote:
+        """The peer."""
+        if self._remote is None:
+            self._remote = Remote._of_operation(self._connection, self._native.peer or "")
+        return self._remote
+
+    async def wait_for_completion(self, timeout: float | None = None) -> None:
         """Wait until all bytes are where they belong: here after a read, at the peer after a write.
 
         Returns at once if they are, and also if the operation was cancelled (as upstream): `status` tells. Any number
         of tasks, in any number of loops, may wait; cancelling one of them leaves the operation as it is.
 
+        Parameters
+        ----------
+        timeout
+            Seconds to wait at most; None: no limit. It ends the wait only, and leaves the operation as it is.
+
         Raises
         ------
         NixlConnectError
             If the transfer failed; what is in the destination then is undefined.
+        TimeoutError
+            If `timeout` passed first.
         """
-        await self._finish()
+        await self._finish(timeout)
 
     def __repr__(self) -> str:
         return (
@@ -249,9 +270,9 @@ class PassiveOperation(AbstractOperation):
         local_descriptors: Descriptor | list[Descriptor],
     ) -> None:
         _check_connection(connection)
-        check_local_descriptors(local_descriptors)
+        local_descriptors = local_descriptors_of(local_descriptors)
         local = as_list(local_descriptors)
-        ranges = local_ranges(local, is_destination=operation_kind is OperationKind.WRITE)
+        ranges = local_ranges(local, connection, is_destination=operation_kind is OperationKind.WRITE)
         connection._open_blocking()
         native = connection._native.expose(
             _core.READ if operation_kind is OperationKind.READ else _core.WRITE,
@@ -261,19 +282,26 @@ class PassiveOperation(AbstractOperation):
         # What was exposed, for the metadata: the descriptors may be resized for another operation meanwhile.
         self._exposed = [(Device((DeviceKind(kind), ordinal)), ptr, size) for kind, ordinal, ptr, size, _ in ranges]
 
-    async def wait_for_completion(self) -> None:
+    async def wait_for_completion(self, timeout: float | None = None) -> None:
         """Wait until a peer reports that it has moved all bytes.
 
         Returns at once if one has, and also if the operation was cancelled (as upstream): `status` tells. Any number of
         tasks, in any number of loops, may wait; cancelling one of them leaves the operation as it is. The coroutine
         keeps the operation, and with it the memory, alive from the moment it is made, awaited or not.
 
+        Parameters
+        ----------
+        timeout
+            Seconds to wait at most; None: no limit. It ends the wait only, and leaves the operation as it is.
+
         Raises
         ------
         NixlConnectError
             If the operation failed.
+        TimeoutError
+            If `timeout` passed first.
         """
-        await self._finish()
+        await self._finish(timeout)
 
     def metadata(self, hex_encode: bool = False) -> RdmaMetadata:
         """Make what a peer needs in order to carry out this operation.

@@ -5,6 +5,7 @@ process that has imported them already.
 """
 
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -52,20 +53,52 @@ def memory_of(data: object) -> Memory | None:
     cupy = sys.modules.get("cupy")
     if cupy is not None and isinstance(data, getattr(cupy, "ndarray", ())):
         return _cupy_array(cupy, data)
+    if _has_cuda_interface(data):
+        return _cuda_array(data, None)
     try:
         view = memoryview(data)  # type: ignore[arg-type]  # whether it has the buffer protocol is the question
     except TypeError:
-        return None
+        return _dlpack(data) if hasattr(data, "__dlpack__") and not isinstance(data, type) else None
     return _buffer(data, view)
 
 
-def is_array(data: object) -> bool:
-    """Whether `data` is a NumPy or CuPy array, which may be paired with a device."""
+def memory_on(data: object, device: Device) -> Memory | None:
+    """As `memory_of`, for an array whose device the caller states and is trusted with; None for any other object.
+
+    Raises
+    ------
+    ValueError
+        If the array had to be copied, and the copy cannot be on that device.
+    """
     for name in ("numpy", "cupy"):
         module = sys.modules.get(name)
         if module is not None and isinstance(data, getattr(module, "ndarray", ())):
-            return True
-    return False
+            memory = memory_of(data)
+            assert memory is not None  # an array always has memory
+            break
+    else:
+        if not _has_cuda_interface(data):
+            return None
+        memory = _cuda_array(data, device)
+    if memory.reference is not data and device.kind is not memory.device.kind:
+        raise ValueError(f"a non-contiguous array cannot be described as memory of {device}")
+    return memory._replace(device=device)
+
+
+def named(tensors: object) -> Iterator[tuple[object, object]]:
+    """Go through a sequence or a mapping of tensors, in its order: (index or key, tensor).
+
+    Raises
+    ------
+    TypeError
+        If `tensors` is neither.
+    """
+    if isinstance(tensors, Mapping):
+        yield from tensors.items()
+    elif isinstance(tensors, Sequence) and not isinstance(tensors, str | bytes | bytearray | memoryview):
+        yield from enumerate(tensors)
+    else:
+        raise TypeError(f"expected a sequence or a mapping of tensors: {type(tensors).__name__}")
 
 
 def _tensor(torch: ModuleType, tensor: Any) -> Memory:
@@ -112,6 +145,54 @@ def _cupy_array(cupy: ModuleType, array: Any) -> Memory:
         array = cupy.ascontiguousarray(array)
         refusal = _COPIED
     return Memory(array.data.ptr, array.nbytes, Device((DeviceKind.CUDA, array.device.id)), array, array, refusal)
+
+
+def _has_cuda_interface(data: object) -> bool:
+    # Not of the class itself, which has the property but no memory.
+    return not isinstance(data, type) and hasattr(data, "__cuda_array_interface__")
+
+
+def _cuda_array(data: Any, device: Device | None) -> Memory:
+    # https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html
+    interface = data.__cuda_array_interface__
+    ptr, is_read_only = interface["data"]
+    shape = tuple(interface["shape"])
+    item = int(interface["typestr"][2:])
+    size = item
+    for extent in shape:
+        size *= extent
+    strides = interface.get("strides")
+    if strides is not None and size > 0:
+        expected = item
+        for extent, stride in zip(reversed(shape), reversed(strides), strict=True):
+            if extent != 1 and stride != expected:
+                raise ValueError("memory given by __cuda_array_interface__ must be contiguous (row-major)")
+            expected *= extent
+    if device is None:
+        from . import _cuda
+
+        ordinal = _cuda.ordinal_of(ptr) if size > 0 else 0
+        if ordinal is None:
+            raise ValueError(
+                "no CUDA driver knows where this array's memory is; state its device: Descriptor((array, 'cuda:0'))"
+            )
+        device = Device((DeviceKind.CUDA, ordinal))
+    return Memory(ptr, size, device, data, data, _READ_ONLY if is_read_only else None)
+
+
+def _dlpack(data: object) -> Memory:
+    # Loads ctypes, as below.
+    from . import _dlpack as dlpack
+
+    exported = dlpack.export(data)
+    return Memory(
+        ptr=exported.ptr,
+        size=exported.size,
+        device=Device((exported.kind, exported.ordinal)),
+        owner=exported.capsule,
+        reference=data,
+        refusal=_READ_ONLY if exported.is_read_only else None,
+    )
 
 
 def _buffer(data: object, view: memoryview) -> Memory:

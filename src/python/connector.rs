@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 
 use super::errors::to_exception;
 use super::operation::{Operation, direction};
@@ -10,8 +11,16 @@ use super::owner::{LocalTuple, RemoteTuple, local_memory, remote_range};
 use super::region::Region;
 use crate::connector::Connector as CoreConnector;
 use crate::error::Error;
+use crate::peer::RemoteMetadata;
 use crate::region::LocalMemory;
 use crate::types::OperationKey;
+
+/// A peer's metadata: the text that travels, or NIXL's own blob.
+#[derive(FromPyObject)]
+enum RemoteText {
+    Encoded(String),
+    Blob(Vec<u8>),
+}
 
 /// A connector's native half.
 #[pyclass(frozen, weakref, module = "dynamo_nixl._core")]
@@ -73,6 +82,24 @@ impl Connector {
         .map_err(|error| to_exception(py, &error))
     }
 
+    fn connect(&self, py: Python<'_>, metadata: RemoteText) -> PyResult<Operation> {
+        py.detach(|| {
+            let metadata = match metadata {
+                RemoteText::Encoded(text) => RemoteMetadata::decode(&text)?,
+                RemoteText::Blob(blob) => RemoteMetadata::from_blob(blob)?,
+            };
+            self.core.connect(metadata)
+        })
+        .map(Operation::new)
+        .map_err(|error| to_exception(py, &error))
+    }
+
+    fn agent_metadata<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        py.detach(|| self.core.agent_metadata())
+            .map(|blob| PyBytes::new(py, &blob))
+            .map_err(|error| to_exception(py, &error))
+    }
+
     fn expose(&self, py: Python<'_>, direction: u8, local: Vec<LocalTuple>) -> PyResult<Operation> {
         let direction = self::direction(direction)?;
         let local = local_memories(py, local)?;
@@ -110,6 +137,10 @@ impl Connector {
             ("notifications_malformed", stats.notifications_malformed),
             ("trailer_fields_unknown", stats.trailer_fields_unknown),
         ])
+    }
+
+    fn begin_close(&self, timeout: f64) {
+        self.core.begin_close(super::duration(timeout));
     }
 
     fn close(&self, py: Python<'_>, timeout: f64) -> bool {

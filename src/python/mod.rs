@@ -15,6 +15,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 
 use crate::transport::loader;
 
@@ -64,6 +65,14 @@ mod _core {
     #[expect(clippy::needless_pass_by_value, reason = "PyO3 hands arguments over by value")]
     fn load_library(py: Python<'_>, path: PathBuf) -> PyResult<()> {
         py.detach(|| loader::load(&path))
+            .map_err(|error| errors::to_exception(py, &error))
+    }
+
+    /// NIXL's blob out of the text that travels.
+    #[pyfunction]
+    fn decode_metadata<'py>(py: Python<'py>, text: &str) -> PyResult<Bound<'py, PyBytes>> {
+        py.detach(|| crate::wire::decode(text))
+            .map(|envelope| PyBytes::new(py, &envelope.blob))
             .map_err(|error| errors::to_exception(py, &error))
     }
 

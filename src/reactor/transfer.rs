@@ -12,7 +12,7 @@ use crate::descriptor::{PieceCursor, PieceLimits, TransferPlan};
 use crate::error::{Error, Result};
 use crate::operation::{Operation, Outcome};
 use crate::peer::{Plan, RemoteMetadata};
-use crate::region::{LocalMemory, Region};
+use crate::region::{LocalMemory, Region, Sharing};
 use crate::transport::{Progress, Request};
 
 /// The size of a piece. Over shared memory a post copies inside of the call, so this bounds how long a lane is deaf
@@ -108,6 +108,12 @@ impl Transfer {
         }
     }
 
+    /// One that only loads its peer: it moves nothing and tells nobody.
+    pub(crate) fn connecting(operation: Arc<Operation>, remote: Arc<RemoteMetadata>) -> Self {
+        debug_assert!(operation.bytes_total() == 0 && operation.key().is_empty());
+        Self::new(operation, remote, TransferPlan::default(), Vec::new())
+    }
+
     /// Whether starting it costs no load, no long registration and no wait, and moving it takes one small piece.
     pub(crate) fn is_inline(&self, resources: &Resources) -> bool {
         self.operation.bytes_total() <= INLINE_BYTES
@@ -172,7 +178,7 @@ impl Transfer {
             return Ok(false);
         }
         for memory in &self.memory {
-            self.regions.push(resources.regions.acquire(memory)?);
+            self.regions.push(resources.regions.share(memory, Sharing::Any)?);
         }
         resources.peers.begin_use(self.remote.agent());
         self.stage = Stage::Moving;
@@ -211,7 +217,7 @@ impl Transfer {
             if !self.in_flight.is_empty() {
                 return Ok(false);
             }
-            if self.operation.bytes_total() == 0 {
+            if self.operation.bytes_total() == 0 && !self.operation.key().is_empty() {
                 // No byte moves, so no request could carry the notification.
                 resources
                     .transport

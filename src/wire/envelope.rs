@@ -1,11 +1,11 @@
 //! The text in `RdmaMetadata.nixl_metadata`: an agent blob, compressed, then a trailer, as base64 or hex.
 
-use std::io::Write;
+use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use flate2::write::ZlibEncoder;
-use flate2::{Compression, Decompress, FlushDecompress, Status};
+use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
+use parking_lot::Mutex;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::limits;
@@ -44,41 +44,57 @@ pub struct Envelope {
     pub unknown_fields: usize,
 }
 
-/// Turns an agent blob into the text that a peer gets.
+/// An agent blob, compressed: what takes most of the time of encoding, and can be kept as long as the blob stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CompressedBlob(Arc<[u8]>);
+
+impl CompressedBlob {
+    /// Compresses a blob.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Metadata`] if the blob exceeds what [`decode`] accepts.
+    pub fn new(blob: &[u8]) -> Result<Self> {
+        if blob.len() > limits::MAX_BLOB {
+            return Err(too_long("the blob is too big", blob.len(), limits::MAX_BLOB));
+        }
+        compress(blob).map(|stream| Self(stream.into()))
+    }
+
+    /// Makes the text that a peer gets.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Metadata`] if the text exceeds what [`decode`] accepts.
+    pub fn encode(&self, trailer: Option<&Trailer>, encoding: Encoding) -> Result<String> {
+        let mut bytes = self.0.to_vec();
+        if let Some(trailer) = trailer {
+            bytes.extend_from_slice(&trailer.encode());
+        }
+        let text = match encoding {
+            Encoding::Base64 => {
+                let mut text = String::with_capacity(BASE64_PREFIX.len() + bytes.len().div_ceil(3) * 4);
+                text.push_str(BASE64_PREFIX);
+                STANDARD.encode_string(&bytes, &mut text);
+                text
+            }
+            Encoding::Hex => to_hex(&bytes),
+        };
+        if text.len() > limits::MAX_ENCODED_TEXT {
+            return Err(too_long(
+                "the encoded metadata is too long",
+                text.len(),
+                limits::MAX_ENCODED_TEXT,
+            ));
+        }
+        Ok(text)
+    }
+}
+
+/// Compresses an agent blob and turns it into the text that a peer gets.
 ///
 /// # Errors
 /// [`ErrorKind::Metadata`] if the blob or the text exceeds what [`decode`] accepts.
 pub fn encode(blob: &[u8], trailer: Option<&Trailer>, encoding: Encoding) -> Result<String> {
-    let refuse = |message: &str, length: usize, limit: usize| {
-        Error::new(ErrorKind::Metadata, ENCODE, message)
-            .with_context("length", length)
-            .with_context("limit", limit)
-    };
-    if blob.len() > limits::MAX_BLOB {
-        return Err(refuse("the blob is too big", blob.len(), limits::MAX_BLOB));
-    }
-    let mut bytes = compress(blob)
-        .map_err(|error| Error::new(ErrorKind::Metadata, ENCODE, "compression failed").with_source(error))?;
-    if let Some(trailer) = trailer {
-        bytes.extend_from_slice(&trailer.encode());
-    }
-    let text = match encoding {
-        Encoding::Base64 => {
-            let mut text = String::with_capacity(BASE64_PREFIX.len() + bytes.len().div_ceil(3) * 4);
-            text.push_str(BASE64_PREFIX);
-            STANDARD.encode_string(&bytes, &mut text);
-            text
-        }
-        Encoding::Hex => to_hex(&bytes),
-    };
-    if text.len() > limits::MAX_ENCODED_TEXT {
-        return Err(refuse(
-            "the encoded metadata is too long",
-            text.len(),
-            limits::MAX_ENCODED_TEXT,
-        ));
-    }
-    Ok(text)
+    CompressedBlob::new(blob)?.encode(trailer, encoding)
 }
 
 /// Turns a peer's text back into its agent blob and trailer.
@@ -115,10 +131,35 @@ fn refused(message: &str) -> Error {
     Error::new(ErrorKind::Metadata, DECODE, message)
 }
 
-fn compress(blob: &[u8]) -> std::io::Result<Vec<u8>> {
-    let mut encoder = ZlibEncoder::new(Vec::with_capacity(blob.len() / 2 + 64), Compression::new(LEVEL));
-    encoder.write_all(blob)?;
-    encoder.finish()
+fn too_long(message: &str, length: usize, limit: usize) -> Error {
+    Error::new(ErrorKind::Metadata, ENCODE, message)
+        .with_context("length", length)
+        .with_context("limit", limit)
+}
+
+fn compress(blob: &[u8]) -> Result<Vec<u8>> {
+    /// Kept, because setting one up takes longer than what it is then used for.
+    static DEFLATER: Mutex<Option<Compress>> = Mutex::new(None);
+    let mut deflater = DEFLATER
+        .try_lock()
+        .and_then(|mut kept| kept.take())
+        .unwrap_or_else(|| Compress::new(Compression::new(LEVEL), true));
+    deflater.reset();
+    let mut stream = Vec::with_capacity(blob.len() / 2 + 64);
+    let result = loop {
+        let used = deflater.total_in() as usize;
+        match deflater.compress_vec(&blob[used..], &mut stream, FlushCompress::Finish) {
+            Ok(Status::StreamEnd) => break Ok(stream),
+            Ok(Status::Ok | Status::BufError) => stream.reserve(stream.capacity().max(64)),
+            Err(error) => {
+                break Err(Error::new(ErrorKind::Metadata, ENCODE, "compression failed").with_source(error));
+            }
+        }
+    };
+    if let Some(mut kept) = DEFLATER.try_lock() {
+        *kept = Some(deflater);
+    }
+    result
 }
 
 /// Decompresses one zlib stream; returns its content and how many bytes it took.

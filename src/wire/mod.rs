@@ -23,5 +23,5 @@ mod trailer;
 
 pub use blob::{AgentBlob, Connection, RegionEntry, Section};
 pub use compose::compose;
-pub use envelope::{Encoding, Envelope, decode, encode};
+pub use envelope::{CompressedBlob, Encoding, Envelope, decode, encode};
 pub use trailer::Trailer;
