@@ -10,8 +10,10 @@ use parking_lot::Mutex;
 use crate::descriptor::{TransferPlan, check_side};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exposure::Exposure;
-use crate::operation::{Operation, Outcome};
+use crate::handle::{OperationHandle, Side};
+use crate::operation::Operation;
 use crate::peer::RemoteMetadata;
+use crate::process::Origin;
 use crate::reactor::closing::{Closing, ClosingOrder};
 use crate::reactor::lane::Lane;
 use crate::reactor::state::closed;
@@ -20,7 +22,7 @@ use crate::reactor::transfer::Transfer;
 use crate::region::{LocalMemory, Region};
 use crate::transport::{AgentFlavor, TransportFactory, nixl};
 use crate::types::{AgentName, Direction, MemoryRange, OperationKey};
-use crate::wire::Encoding;
+use crate::wire::limits;
 
 /// How long lanes that nobody holds any more may still take beyond the deadline of a shutdown.
 const ORPHAN_GRACE: Duration = Duration::from_secs(10);
@@ -39,6 +41,7 @@ pub struct Connector {
 
 struct Inner {
     name: AgentName,
+    origin: Origin,
     factory: TransportFactory,
     lanes: Mutex<Lanes>,
     generation: AtomicU64,
@@ -54,15 +57,17 @@ struct Lanes {
     /// Transfers with peers that the agent above them cannot load any more, one for each flavor.
     control_spare: Option<Arc<Lane>>,
     plain_spare: Option<Arc<Lane>>,
+    /// Spares that were replaced, as long as something of theirs is under way or held; looked at with the next one.
+    retired: Vec<Arc<Lane>>,
     spares_made: u64,
     is_closed: bool,
 }
 
 impl Lanes {
-    fn all(&self) -> impl Iterator<Item = &Arc<Lane>> {
-        [&self.control, &self.plain, &self.control_spare, &self.plain_spare]
-            .into_iter()
-            .flatten()
+    fn all(&self) -> Vec<Arc<Lane>> {
+        let current = [&self.control, &self.plain, &self.control_spare, &self.plain_spare];
+        let current = current.into_iter().flatten().cloned();
+        current.chain(self.retired.iter().cloned()).collect()
     }
 }
 
@@ -101,6 +106,7 @@ impl Connector {
     pub fn with_factory(name: &str, factory: TransportFactory) -> Self {
         let inner = Arc::new(Inner {
             name: AgentName::new(name),
+            origin: Origin::here(),
             factory,
             lanes: Mutex::new(Lanes::default()),
             generation: AtomicU64::new(1),
@@ -140,6 +146,9 @@ impl Connector {
     /// Whether the control agent exists.
     #[must_use]
     pub fn is_open(&self) -> bool {
+        if !self.inner.origin.is_here() {
+            return false;
+        }
         let lanes = self.inner.lanes.lock();
         !lanes.is_closed
             && lanes
@@ -170,17 +179,26 @@ impl Connector {
                 "the notification key is empty",
             ));
         }
+        if key.as_bytes().len() > limits::MAX_NOTIFICATION_KEY {
+            return Err(Error::new(
+                ErrorKind::Metadata,
+                "begin transfer",
+                "the notification key is too long",
+            )
+            .with_context("bytes", key.as_bytes().len())
+            .with_context("limit", limits::MAX_NOTIFICATION_KEY));
+        }
         let local_ranges: Vec<MemoryRange> = local.iter().map(|memory| memory.range).collect();
         let plan = TransferPlan::new(&local_ranges, remote)?;
         metadata.check_covers(remote)?;
         let lane = self.lane_for(&metadata)?;
         let operation = Operation::new(direction, key, Some(metadata.agent().clone()), plan.total_bytes());
         lane.start(Transfer::new(Arc::clone(&operation), Arc::new(metadata), plan, local));
-        Ok(OperationHandle {
+        Ok(OperationHandle::new(
             operation,
-            side: Side::Active(Arc::clone(&lane)),
-            _connector: self.clone(),
-        })
+            Side::Active(Arc::clone(&lane)),
+            self.clone(),
+        ))
     }
 
     /// Loads a peer, as the first transfer with it would. The operation moves nothing, and ends once the peer is loaded.
@@ -193,11 +211,7 @@ impl Connector {
         let nobody = OperationKey::new(Vec::new());
         let operation = Operation::new(Direction::Read, nobody, Some(metadata.agent().clone()), 0);
         lane.start(Transfer::connecting(Arc::clone(&operation), Arc::new(metadata)));
-        Ok(OperationHandle {
-            operation,
-            side: Side::Active(lane),
-            _connector: self.clone(),
-        })
+        Ok(OperationHandle::new(operation, Side::Active(lane), self.clone()))
     }
 
     /// The lane for transfers with the peer of this metadata.
@@ -248,11 +262,7 @@ impl Connector {
         let operation = Operation::new(direction, OperationKey::random(), None, total);
         let generation = self.inner.generation.fetch_add(1, Ordering::Relaxed);
         let exposure = Exposure::start(Arc::clone(&operation), lane, local, generation)?;
-        Ok(OperationHandle {
-            operation,
-            side: Side::Passive(exposure),
-            _connector: self.clone(),
-        })
+        Ok(OperationHandle::new(operation, Side::Passive(exposure), self.clone()))
     }
 
     /// Registers memory with the control agent for as long as the region returned lives, so that operations on it or on
@@ -328,12 +338,14 @@ impl fmt::Debug for Connector {
 
 impl Inner {
     fn control(&self) -> Result<Arc<Lane>> {
+        self.refuse_forked()?;
         self.lane(&mut self.lanes.lock(), AgentFlavor::SharedMemoryErrors)
     }
 
     /// The lane for transfers with `peer`: the flavor's own, or its spare where that one's agent cannot load the peer any
     /// more (NIXL forgets a peer whose load it refused, its back end does not).
     fn transfer_lane(&self, flavor: AgentFlavor, peer: &AgentName) -> Result<Arc<Lane>> {
+        self.refuse_forked()?;
         let mut lanes = self.lanes.lock();
         let lane = self.lane(&mut lanes, flavor)?;
         if !lane.refuses(peer) {
@@ -344,8 +356,8 @@ impl Inner {
             AgentFlavor::SharedMemoryErrors => &mut lanes.control_spare,
             AgentFlavor::Plain => &mut lanes.plain_spare,
         };
-        // A spare that refuses the peer as well is left to the operations that hold it.
-        spare.take_if(|lane| lane.refuses(peer) || has_failed(lane));
+        // A spare that refuses the peer as well is left to the operations that hold it, and ends with them.
+        let replaced = spare.take_if(|lane| lane.refuses(peer) || has_failed(lane));
         if let Some(spare) = spare {
             return Ok(Arc::clone(spare));
         }
@@ -353,6 +365,10 @@ impl Inner {
         let lane = Lane::spawn("nixl-spare", name, flavor, Arc::clone(&self.factory))?;
         *spare = Some(Arc::clone(&lane));
         lanes.spares_made += 1;
+        lanes
+            .retired
+            .retain(|lane| Arc::strong_count(lane) > 1 || lane.pending().0 > 0);
+        lanes.retired.extend(replaced);
         Ok(lane)
     }
 
@@ -377,16 +393,45 @@ impl Inner {
         Ok(lane)
     }
 
+    /// # Errors
+    /// [`ErrorKind::Closed`] in a child that inherited the connector.
+    fn refuse_forked(&self) -> Result<()> {
+        if self.origin.is_here() {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Closed,
+            "use connector",
+            "the connector was made before this process was forked off, and stays with its parent",
+        )
+        .with_hint("make a new Connector here"))
+    }
+
     fn lanes(&self) -> Vec<Arc<Lane>> {
-        self.lanes.lock().all().cloned().collect()
+        if self.origin.is_here() {
+            self.lanes.lock().all()
+        } else {
+            Vec::new()
+        }
     }
 
     /// Refuses everything new. The lanes stay where they are: whoever closes once more, or at the same time, waits for
     /// them, too.
     fn refuse_more(&self) -> Vec<Arc<Lane>> {
+        if !self.origin.is_here() {
+            return Vec::new();
+        }
         let mut lanes = self.lanes.lock();
         lanes.is_closed = true;
-        lanes.all().cloned().collect()
+        lanes.all()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if !self.origin.is_here() {
+            std::mem::forget(std::mem::take(self.lanes.get_mut()));
+        }
     }
 }
 
@@ -424,70 +469,4 @@ pub fn shutdown(timeout: Duration) -> bool {
     let quiet = close_lanes(&lanes, deadline);
     thread::join_orphans(deadline + ORPHAN_GRACE);
     quiet
-}
-
-/// An operation as its owner holds it. Dropping it cancels the operation, if it is unfinished; the wire's last pieces are
-/// still driven to their end with their memory pinned.
-#[derive(Debug)]
-pub struct OperationHandle {
-    operation: Arc<Operation>,
-    side: Side,
-    /// An operation outlives its connector's last other holder.
-    _connector: Connector,
-}
-
-#[derive(Debug)]
-enum Side {
-    Active(Arc<Lane>),
-    Passive(Exposure),
-}
-
-impl OperationHandle {
-    /// The operation's state.
-    #[must_use]
-    pub fn operation(&self) -> &Arc<Operation> {
-        &self.operation
-    }
-
-    /// The text for `RdmaMetadata.nixl_metadata`; the passive side's, once it has started.
-    ///
-    /// # Errors
-    /// [`ErrorKind::InvalidArgument`] on the active side, else as the export fails.
-    pub fn metadata(&self, encoding: Encoding) -> Result<String> {
-        match &self.side {
-            Side::Passive(exposure) => exposure.metadata(encoding),
-            Side::Active(_) => Err(Error::new(
-                ErrorKind::InvalidArgument,
-                "export metadata",
-                "only the side that exposes memory has metadata",
-            )),
-        }
-    }
-
-    /// Ends an unfinished operation as cancelled. True if this call ended it. On the passive side its registrations are
-    /// given back, also where it was finished.
-    pub fn cancel(&self) -> bool {
-        match &self.side {
-            Side::Active(lane) => {
-                let ended = self.operation.finish(Outcome::Cancelled);
-                lane.touch();
-                ended
-            }
-            Side::Passive(exposure) => {
-                let was_finished = exposure.operation().is_finished();
-                exposure.end();
-                !was_finished
-            }
-        }
-    }
-}
-
-impl Drop for OperationHandle {
-    fn drop(&mut self) {
-        if let Side::Active(lane) = &self.side {
-            if self.operation.finish(Outcome::Cancelled) {
-                lane.touch();
-            }
-        }
-    }
 }

@@ -8,8 +8,10 @@ pub mod connector;
 pub mod descriptor;
 pub mod error;
 pub(crate) mod exposure;
+pub mod handle;
 pub mod operation;
 pub mod peer;
+pub(crate) mod process;
 #[cfg(feature = "python")]
 mod python;
 pub(crate) mod range_map;

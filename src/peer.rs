@@ -79,9 +79,14 @@ impl RemoteMetadata {
         blob.sections.sort_by(|left, right| left.backend.cmp(&right.backend));
         let mut regions = RangeMap::default();
         for entry in blob.sections.iter().flat_map(|section| &section.entries) {
+            // With its length, so that no two sets of keys read alike.
+            let another = |keys: &mut Bytes| {
+                let length = (entry.key.len() as u64).to_le_bytes();
+                *keys = [keys.as_ref(), &length, entry.key.as_ref()].concat().into();
+            };
             regions
                 .entry(entry.range)
-                .and_modify(|keys: &mut Bytes| *keys = [keys.as_ref(), entry.key.as_ref()].concat().into())
+                .and_modify(another)
                 .or_insert_with(|| entry.key.clone());
         }
         Ok(Self {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::process::Origin;
 use crate::range_map::RangeMap;
 use crate::transport::{Registration, Transport};
 use crate::types::MemoryRange;
@@ -49,6 +50,7 @@ pub enum Sharing {
 /// The registrations of one agent.
 #[derive(Debug)]
 pub struct RegionTable {
+    origin: Origin,
     state: Mutex<State>,
 }
 
@@ -74,6 +76,7 @@ impl RegionTable {
     #[must_use]
     pub fn new(transport: Arc<dyn Transport>) -> Arc<Self> {
         Arc::new(Self {
+            origin: Origin::here(),
             state: Mutex::new(State {
                 transport: Some(transport),
                 entries: RangeMap::default(),
@@ -373,7 +376,8 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        if self.range.len.0 > 0 {
+        // Nothing is deregistered by a forked child.
+        if self.range.len.0 > 0 && self.table.origin.is_here() {
             let mut state = self.table.state.lock();
             if self.is_offer {
                 // Absent after `close`.

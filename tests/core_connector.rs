@@ -7,8 +7,9 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dynamo_nixl::connector::{Connector, OperationHandle};
+use dynamo_nixl::connector::Connector;
 use dynamo_nixl::error::ErrorKind;
+use dynamo_nixl::handle::OperationHandle;
 use dynamo_nixl::operation::{CompletionSink, Phase, Status, next_ticket};
 use dynamo_nixl::transport::AgentFlavor;
 use dynamo_nixl::transport::fake::{Call, Completion, Event, FakeNetwork, FakeOwner};

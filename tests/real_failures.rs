@@ -7,7 +7,8 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use dynamo_nixl::connector::{Connector, OperationHandle};
+use dynamo_nixl::connector::Connector;
+use dynamo_nixl::handle::OperationHandle;
 use dynamo_nixl::operation::{Phase, Status};
 use dynamo_nixl::region::LocalMemory;
 use dynamo_nixl::transport::{AgentFlavor, nixl};

@@ -5,7 +5,8 @@
 #[macro_use]
 mod support;
 
-use dynamo_nixl::connector::{Connector, OperationHandle};
+use dynamo_nixl::connector::Connector;
+use dynamo_nixl::handle::OperationHandle;
 use dynamo_nixl::operation::{Phase, Status};
 use dynamo_nixl::region::LocalMemory;
 use dynamo_nixl::transport::AgentFlavor;

@@ -91,7 +91,11 @@ fn section() -> impl Strategy<Value = Section> {
 
 /// A blob that a new peer can load: every back end has a connection.
 fn blob() -> impl Strategy<Value = AgentBlob> {
-    let info = || vec(any::<u8>(), 1..80).prop_map(Bytes::from);
+    // The lower half of a UCX address's first byte is its version.
+    let info = || {
+        (any::<bool>(), 0_u8..16, vec(any::<u8>(), 0..80))
+            .prop_map(|(version, flags, rest)| Bytes::from([&[flags << 4 | u8::from(version)][..], &rest].concat()))
+    };
     ("[a-zA-Z0-9é_-]{1,40}", [info(), info(), info()], vec(section(), 0..4)).prop_map(|(agent, infos, mut sections)| {
         // Addresses are made unique, because one region with two keys is a contradiction and refused.
         let regions = sections.iter_mut().flat_map(|section| &mut section.entries);
@@ -109,6 +113,63 @@ fn blob() -> impl Strategy<Value = AgentBlob> {
             sections,
         }
     })
+}
+
+/// NIXL lists a region as often as it was registered: the copies say nothing.
+#[test]
+fn repetitions_are_dropped_and_contradictions_refused() {
+    let entry = |key: &'static [u8]| RegionEntry {
+        range: MemoryRange {
+            kind: MemoryKind::Dram,
+            device: 0,
+            addr: Addr(4096),
+            len: ByteLen(64),
+        },
+        key: Bytes::from_static(key),
+    };
+    let blob = |keys: &[&'static [u8]]| AgentBlob {
+        agent: AgentName::new("worker"),
+        connections: vec![Connection {
+            backend: "UCX".to_owned(),
+            info: Bytes::from_static(b"\x20address"),
+        }],
+        sections: vec![Section {
+            backend: "UCX".to_owned(),
+            kind: MemoryKind::Dram,
+            entries: keys.iter().map(|key| entry(key)).collect(),
+        }],
+    };
+    let (one, other) = (&[0; 9][..], &[0; 10][..]);
+    let parsed = AgentBlob::parse(&serialise(&blob(&[one, one, one]))).unwrap();
+    assert_eq!(parsed, blob(&[one]));
+    assert!(AgentBlob::parse(&serialise(&blob(&[one, other]))).is_err());
+}
+
+/// It would be sorted in one by one, under the agent's lock.
+#[test]
+fn many_regions_in_disorder_are_refused() {
+    let blob = |addresses: &mut dyn Iterator<Item = u64>| AgentBlob {
+        agent: AgentName::new("worker"),
+        connections: Vec::new(),
+        sections: vec![Section {
+            backend: "UCX".to_owned(),
+            kind: MemoryKind::Dram,
+            entries: addresses
+                .map(|addr| RegionEntry {
+                    range: MemoryRange {
+                        kind: MemoryKind::Dram,
+                        device: 0,
+                        addr: Addr(addr * 4096),
+                        len: ByteLen(64),
+                    },
+                    key: Bytes::from_static(&[0; 9]),
+                })
+                .collect(),
+        }],
+    };
+    assert!(AgentBlob::parse(&serialise(&blob(&mut (0..20_000)))).is_ok());
+    assert!(AgentBlob::parse(&serialise(&blob(&mut (0..20_000).rev()))).is_err());
+    assert!(AgentBlob::parse(&serialise(&blob(&mut (0..100).rev()))).is_ok());
 }
 
 fn trailer() -> impl Strategy<Value = Trailer> {

@@ -3,7 +3,8 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use dynamo_nixl::connector::{Connector, OperationHandle};
+use dynamo_nixl::connector::Connector;
+use dynamo_nixl::handle::OperationHandle;
 use dynamo_nixl::operation::{Phase, Status};
 use dynamo_nixl::region::Region;
 use dynamo_nixl::types::{Addr, Direction, MemoryRange, OperationKey};

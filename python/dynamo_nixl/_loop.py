@@ -23,7 +23,7 @@ _hubs: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, _core.Hub]] = WeakKeyD
 _hubs_lock: Final = threading.Lock()
 
 _running: Final[dict[Callable[[], None], Future[Any]]] = {}
-_running_lock: Final = threading.Lock()
+_running_lock: Final = threading.RLock()
 
 
 async def wait(operation: _core.Operation, phase: int, timeout: float | None = None) -> None:
@@ -71,13 +71,9 @@ async def run_off_loop_once(function: Callable[[], None]) -> None:
         running = _running.get(function)
         if running is None:
             running = _running[function] = _start(function)
-    try:
-        await asyncio.wrap_future(running)
-    finally:
-        if running.done():
-            with _running_lock:
-                if _running.get(function) is running:
-                    del _running[function]
+            # Not when a wait ends: they may all be cancelled, and nobody is to get a result from long ago.
+            running.add_done_callback(lambda _: _running.pop(function, None))
+    await asyncio.wrap_future(running)
 
 
 def _start(function: Callable[[], _Result]) -> Future[_Result]:

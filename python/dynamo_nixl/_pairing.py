@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from .descriptor import Descriptor
+from .descriptor import ADDRESS_END, Descriptor
 from .errors import MetadataError
 from .kinds import DeviceKind
 
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from ._core import LocalRange, RemoteRange
     from .connection import Connection
     from .metadata import RdmaMetadata
-
-_ADDRESS_END: Final = 1 << 64
 
 
 def check_remote_metadata(metadata: Any) -> RdmaMetadata:
@@ -125,7 +123,7 @@ def remote_ranges(descriptors: Sequence[Descriptor]) -> list[RemoteRange]:
     for descriptor in descriptors:
         device, ptr, size = descriptor.device, descriptor.ptr, descriptor.size
         # The model takes any integer, as upstream's; the native side has 64 bits.
-        if ptr <= 0 or ptr + size > _ADDRESS_END or device.id < 0:
+        if ptr <= 0 or ptr + size > ADDRESS_END or not 0 <= device.id < ADDRESS_END:
             raise MetadataError(f"no memory can have this range: {descriptor}")
         ranges.append((int(device.kind), device.id, ptr, size))
     return ranges

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import threading
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
 from .device import Device
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
     from .connector import Connector
     from .metadata import SerializedDescriptor
     from .operations import AbstractOperation
+
+
+ADDRESS_END: Final = 1 << 64
+
+_users_lock: Final = threading.RLock()
+"""For all descriptors: a set must not grow while it is gone through, and that is over in a microsecond."""
 
 
 class Descriptor:
@@ -158,7 +165,8 @@ class Descriptor:
         """
         if self._registration is not None:
             return True
-        return self._users is not None and any(not user._is_disposed for user in self._users)
+        with _users_lock:
+            return self._users is not None and any(not user._is_disposed for user in self._users)
 
     def register_with_connector(self, connection: Connection) -> None:
         """Register the memory once, for all operations that use it or the beginning of it.
@@ -261,12 +269,15 @@ class Descriptor:
         if self._extent is not None and self._data_size > self._extent:
             raise ValueError(f"the size of a descriptor exceeds its memory of {self._extent} bytes: {self._data_size}")
         device = self._data_device
+        if self._data_ptr + self._data_size > ADDRESS_END or not 0 <= device.id < ADDRESS_END:
+            raise ValueError(f"no memory can have this range: {self}")
         return int(device.kind), device.id, self._data_ptr, self._data_size, self._owner
 
     def _add_user(self, operation: AbstractOperation) -> None:
-        if self._users is None:
-            self._users = WeakSet()
-        self._users.add(operation)
+        with _users_lock:
+            if self._users is None:
+                self._users = WeakSet()
+            self._users.add(operation)
 
 
 def _check_connection(connection: object) -> None:

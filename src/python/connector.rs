@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use super::asyncio::into_asyncio;
 use super::errors::to_exception;
 use super::operation::{Operation, direction};
 use super::owner::{LocalTuple, RemoteTuple, local_memory, remote_range};
@@ -49,10 +50,7 @@ impl Connector {
 
     fn open<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let core = self.core.clone();
-        pyo3_async_runtimes::tokio::future_into_py(py, async move {
-            let opened = core.opening().await;
-            opened.map_err(|error| Python::attach(|py| to_exception(py, &error)))
-        })
+        into_asyncio(py, async move { core.opening().await })
     }
 
     fn open_blocking(&self, py: Python<'_>) -> PyResult<()> {

@@ -16,6 +16,7 @@ use pyo3::prelude::*;
 
 use super::operation::{Operation, phase};
 use crate::operation::{CompletionSink, Operation as CoreOperation, next_ticket};
+use crate::process::Origin;
 
 /// The hubs of this process, for [`nudge`].
 static HUBS: Mutex<Vec<Weak<Arrivals>>> = Mutex::new(Vec::new());
@@ -66,6 +67,7 @@ struct Watch {
 /// Carries completions into one event loop.
 #[pyclass(frozen, weakref, module = "dynamo_nixl._core")]
 pub(super) struct Hub {
+    origin: Origin,
     arrivals: Arc<Arrivals>,
     watches: Mutex<HashMap<u64, Watch>>,
 }
@@ -86,6 +88,7 @@ impl Hub {
         hubs.retain(|hub| hub.strong_count() > 0);
         hubs.push(Arc::downgrade(&arrivals));
         Ok(Self {
+            origin: Origin::here(),
             arrivals,
             watches: Mutex::new(HashMap::new()),
         })
@@ -117,6 +120,9 @@ impl Hub {
     }
 
     fn forget(&self, ticket: u64) {
+        if !self.origin.is_here() {
+            return;
+        }
         let watch = self.watches.lock().remove(&ticket);
         if let Some(watch) = watch {
             watch.operation.unwatch(ticket);
@@ -129,16 +135,15 @@ impl Hub {
         let _ = rustix::io::read(&self.arrivals.event, &mut count);
         self.arrivals.is_nudged.store(false, Ordering::Release);
         let tickets = std::mem::take(&mut *self.arrivals.tickets.lock());
+        let mut result = Ok(());
         for ticket in tickets {
             let watch = self.watches.lock().remove(&ticket);
-            let Some(watch) = watch else { continue };
-            let future = watch.future.bind(py);
-            // Cancelled waits stay cancelled.
-            if !future.call_method0(intern!(py, "done"))?.is_truthy()? {
-                future.call_method1(intern!(py, "set_result"), (py.None(),))?;
+            if let Some(watch) = watch {
+                // One that fails must not take those behind it along.
+                result = result.and(resolve(watch.future.bind(py)));
             }
         }
-        Ok(())
+        result
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
@@ -155,4 +160,13 @@ impl Hub {
         let watches = std::mem::take(&mut *self.watches.lock());
         drop(watches);
     }
+}
+
+/// Resolves a future, unless it was cancelled: cancelled waits stay cancelled.
+fn resolve(future: &Bound<'_, PyAny>) -> PyResult<()> {
+    let py = future.py();
+    if !future.call_method0(intern!(py, "done"))?.is_truthy()? {
+        future.call_method1(intern!(py, "set_result"), (py.None(),))?;
+    }
+    Ok(())
 }

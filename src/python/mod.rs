@@ -3,6 +3,7 @@
 //! It holds no logic: each class has one field of the core and translates. Everything that may take NIXL's locks runs
 //! detached from the interpreter.
 
+mod asyncio;
 mod connector;
 mod errors;
 mod hub;
@@ -12,15 +13,19 @@ mod region;
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use crate::process::Origin;
 use crate::transport::loader;
 
 /// The process that imported the module. A forked child inherits our memory but none of our threads.
-static PROCESS: OnceLock<u32> = OnceLock::new();
+static PROCESS: OnceLock<Origin> = OnceLock::new();
+
+/// How long the process's exit waits for results that are on their way into event loops. The lanes have ended by then.
+const HAND_OVER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Seconds from Python as a duration; negative and not-a-number count as nothing, infinite as very long.
 fn duration(seconds: f64) -> Duration {
@@ -43,16 +48,7 @@ mod _core {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        PROCESS.get_or_init(std::process::id);
-        // The runtime that carries `open` into asyncio: nothing hot goes through it.
-        let mut runtime = tokio::runtime::Builder::new_multi_thread();
-        // Each completion takes the GIL on a blocking thread: hundreds at once would start as many threads.
-        runtime
-            .worker_threads(1)
-            .max_blocking_threads(1)
-            .thread_name("nixl-asyncio")
-            .enable_time();
-        pyo3_async_runtimes::tokio::init(runtime);
+        PROCESS.get_or_init(Origin::here);
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         module.add("STARTED", super::operation::STARTED)?;
         module.add("FINISHED", super::operation::FINISHED)?;
@@ -85,10 +81,14 @@ mod _core {
     /// Close every open connector of this process. True when all went quiet in time.
     #[pyfunction]
     fn shutdown(py: Python<'_>, timeout: f64) -> bool {
-        if PROCESS.get() != Some(&std::process::id()) {
+        if !PROCESS.get().is_some_and(|process| process.is_here()) {
             // Forked: the lanes' threads do not exist here, and waiting for them would last for ever.
             return true;
         }
-        py.detach(|| crate::connector::shutdown(duration(timeout)))
+        py.detach(|| {
+            let quiet = crate::connector::shutdown(duration(timeout));
+            asyncio::shutdown(Instant::now() + HAND_OVER_PATIENCE);
+            quiet
+        })
     }
 }

@@ -7,7 +7,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use super::errors::to_exception;
-use crate::connector::OperationHandle;
+use crate::handle::OperationHandle;
 use crate::operation::{Operation as CoreOperation, Outcome, Phase};
 use crate::types::Direction;
 use crate::wire::Encoding;

@@ -123,7 +123,7 @@ async fn drive(shared: &Shared, opened: &Opened, commands: &mut UnboundedReceive
         };
         activity.progressed |= handled;
         if let Some(order) = &mut closing {
-            if activity.transfers == 0 {
+            if activity.transfers == 0 && !lingers(opened) {
                 order.note_quiet();
             }
             if order.may_end(Instant::now()) {
@@ -164,6 +164,11 @@ fn look(opened: &Opened) -> Option<Activity> {
     // Somebody may wait for a look at the lane, and the next turn is close.
     MutexGuard::unlock_fair(state);
     activity
+}
+
+fn lingers(opened: &Opened) -> bool {
+    let state = opened.state.lock();
+    state.as_ref().is_some_and(|state| state.lingers(Instant::now()))
 }
 
 /// Takes what has come through the channel. Whether there was anything.

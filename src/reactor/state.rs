@@ -12,12 +12,18 @@ use crate::peer::PeerTable;
 use crate::region::{Region, RegionTable};
 use crate::transport::Transport;
 
+/// How long a lane that closes goes on driving a notification that was sent by itself. Connecting to a peer that looks at
+/// the wire every 10 ms takes a few turns.
+const NOTIFICATION_GRACE: Duration = Duration::from_millis(250);
+
 /// An agent and what is known of its memory and peers.
 #[derive(Debug)]
 pub(crate) struct Resources {
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) peers: PeerTable,
     pub(crate) regions: Arc<RegionTable>,
+    /// When a notification was last sent by itself. No request tells when it has left.
+    pub(crate) last_bare_notification: Option<Instant>,
 }
 
 /// One lane's state. Whoever holds its lock drives the lane: its thread, or a caller with a small transfer.
@@ -43,6 +49,7 @@ impl LaneState {
                 transport,
                 peers,
                 regions,
+                last_bare_notification: None,
             },
             dispatcher,
             transfers: Vec::new(),
@@ -124,6 +131,12 @@ impl LaneState {
         for transfer in &mut self.transfers {
             transfer.abandon(Outcome::Failed(closed()));
         }
+    }
+
+    /// Whether the wire is given a little longer: for a notification that may wait for its connection.
+    pub(crate) fn lingers(&self, now: Instant) -> bool {
+        let sent = self.resources.last_bare_notification;
+        sent.is_some_and(|sent| now.duration_since(sent) < NOTIFICATION_GRACE)
     }
 
     /// How many transfers the wire is not done with.

@@ -6,6 +6,7 @@
 //! every piece in flight: NIXL cannot stop them.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::state::Resources;
 use crate::descriptor::{PieceCursor, PieceLimits, TransferPlan};
@@ -212,7 +213,7 @@ impl Transfer {
     }
 
     /// Posts the next piece, if it may go now, or completes the operation.
-    fn post_next(&mut self, resources: &Resources) -> Result<bool> {
+    fn post_next(&mut self, resources: &mut Resources) -> Result<bool> {
         if self.cursor.is_exhausted() {
             if !self.in_flight.is_empty() {
                 return Ok(false);
@@ -222,6 +223,7 @@ impl Transfer {
                 resources
                     .transport
                     .notify(self.remote.agent(), self.operation.key().as_bytes())?;
+                resources.last_bare_notification = Some(Instant::now());
             }
             self.operation.finish(Outcome::Complete);
             return Ok(true);

@@ -110,6 +110,73 @@ fn a_range_of_no_bytes_costs_nothing() {
     assert!(network.events().is_empty());
 }
 
+fn memory(addr: u64, len: u64) -> LocalMemory {
+    LocalMemory {
+        range: range(addr, len),
+        keep_alive: None,
+    }
+}
+
+#[test]
+fn what_is_offered_serves_its_parts() {
+    let network = FakeNetwork::new();
+    let table = table(&network);
+    let (whole, part) = (memory(0x1000, 4096), memory(0x1400, 64));
+    let offered = table.offer(&whole).unwrap();
+    for sharing in [Sharing::Offered, Sharing::Any] {
+        let shared = table.share(&part, sharing).unwrap();
+        assert_eq!((shared.range(), table.len()), (&whole.range, 1));
+    }
+    let shared = table.share(&part, Sharing::Offered).unwrap();
+    drop(offered);
+    assert!(shared.is_registered(), "as long as somebody holds it");
+    assert_eq!(
+        table.serving(&part.range, Sharing::Offered),
+        None,
+        "but it is on offer no more"
+    );
+    assert_eq!(table.serving(&part.range, Sharing::Any), Some(whole.range));
+    drop(shared);
+    assert!(table.is_empty());
+    assert_eq!(network.violations(), [""; 0]);
+}
+
+#[test]
+fn what_is_not_offered_is_shown_to_nobody_who_asked_for_a_part() {
+    let network = FakeNetwork::new();
+    let table = table(&network);
+    let (whole, part) = (memory(0x1000, 4096), memory(0x1400, 64));
+    let _held = table.acquire(&whole).unwrap();
+    let own = table.share(&part, Sharing::Offered).unwrap();
+    assert_eq!((own.range(), table.len()), (&part.range, 2));
+}
+
+#[test]
+fn what_is_exported_is_kept_as_long_as_the_registration() {
+    let network = FakeNetwork::new();
+    let table = table(&network);
+    let memory = memory(0x1000, 64);
+    let blob = |text: &[u8]| CompressedBlob::new(text);
+    let region = table.acquire(&memory).unwrap();
+    let first = table.exported(&memory.range, || blob(b"first")).unwrap();
+    let again = table.exported(&memory.range, || blob(b"second")).unwrap();
+    assert_eq!(first, again);
+    drop(region);
+    let _region = table.acquire(&memory).unwrap();
+    let anew = table.exported(&memory.range, || blob(b"third")).unwrap();
+    assert_ne!(first, anew, "another registration has another key");
+}
+
+#[test]
+fn parts_of_one_registration_need_none_of_their_own() {
+    let network = FakeNetwork::new();
+    let table = table(&network);
+    let _pool = table.offer(&memory(0x1000, 4096)).unwrap();
+    let blocks: Vec<MemoryRange> = (0..16).map(|block| range(0x1000 + block * 256, 128)).collect();
+    let ((), held) = table.bind(&blocks, |_| Ok(())).unwrap();
+    assert_eq!((held.len(), table.len()), (1, 1));
+}
+
 #[test]
 fn closing_deregisters_under_every_holder_and_takes_nothing_new() {
     let network = FakeNetwork::new();
@@ -154,6 +221,25 @@ fn holders_on_many_threads_never_register_twice() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
+
+    /// Whatever is registered, in whatever order a list names its ranges: NIXL finds each, and nothing is left behind.
+    #[test]
+    fn whatever_is_bound_is_found(
+        known in prop::collection::vec((0_u64..64, 1_u64..64), 0..8),
+        wanted in prop::collection::vec((0_u64..64, 1_u64..32), 1..8),
+    ) {
+        let network = FakeNetwork::new();
+        let table = table(&network);
+        let held: Vec<Region> = known.iter().map(|(addr, len)| table.acquire(&memory(addr + 1, *len)).unwrap()).collect();
+        let before = table.len();
+        let list: Vec<MemoryRange> = wanted.iter().map(|(addr, len)| range(addr + 1, *len)).collect();
+        let (is_found, bound) = table.bind(&list, |_| Ok(network.finds("agent", &list))).unwrap();
+        prop_assert!(is_found);
+        drop(bound);
+        prop_assert_eq!(table.len(), before);
+        drop(held);
+        prop_assert!(table.is_empty());
+    }
 
     /// In any order of takes and drops over overlapping ranges: what is registered is exactly what is held, nothing is
     /// registered twice, and an owner lives exactly as long as a region of its holds it.

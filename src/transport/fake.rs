@@ -184,6 +184,12 @@ impl FakeNetwork {
         agents
     }
 
+    /// Whether NIXL would find every range of a list among what is registered with `agent`.
+    #[must_use]
+    pub fn finds(&self, agent: &str, ranges: &[MemoryRange]) -> bool {
+        Network::finds(self.registered(agent).iter(), ranges)
+    }
+
     /// The ranges `agent` has registered now.
     #[must_use]
     pub fn registered(&self, agent: &str) -> Vec<MemoryRange> {

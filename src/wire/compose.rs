@@ -86,7 +86,7 @@ mod tests {
             (&blob("worker", address, &regions), &partial, "lists regions"),
             (
                 &connection,
-                &blob("worker", &[("UCX", b"elsewhere")], &regions),
+                &blob("worker", &[("UCX", b"another one")], &regions),
                 "other connections",
             ),
             (

@@ -1,4 +1,7 @@
-//! The shape of UCX's remote keys.
+//! The shape of UCX's addresses and remote keys, as far as UCX relies on it without looking.
+//!
+//! An address begins with a byte whose lower half is its version; UCX aborts the process over one that it does not know.
+//! What follows is trusted: it names transports, devices and shared memory of the peer's choice.
 //!
 //! NIXL hands a key to UCX without its length, so a key that is shorter than it claims makes UCX read what lies
 //! behind it. UCX writes `map u64, memory type u8`, then, for each bit set in the map, `size u8` and as many bytes.
@@ -9,6 +12,16 @@ pub(super) const BACKEND: &str = "UCX";
 
 /// The map of memory domains and the memory type.
 const HEADER_BYTES: usize = 8 + 1;
+
+/// The versions of addresses that UCX knows: 0 until 1.12, and 1.
+const MAX_ADDRESS_VERSION: u8 = 1;
+
+/// Whether UCX can tell what the address is.
+pub(super) fn is_known_address(address: &[u8]) -> bool {
+    address
+        .first()
+        .is_some_and(|header| header & 0x0f <= MAX_ADDRESS_VERSION)
+}
 
 /// Whether every part that the key announces lies within it.
 pub(super) fn is_complete(key: &[u8]) -> bool {
@@ -30,6 +43,14 @@ pub(super) fn is_complete(key: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_of_other_versions_are_unknown() {
+        assert!(is_known_address(&[0x21, 0]) && is_known_address(&[0xf0]));
+        for unknown in [&[][..], &[0x22], &[0xff]] {
+            assert!(!is_known_address(unknown), "{unknown:?}");
+        }
+    }
 
     #[test]
     fn parts_must_lie_within_the_key() {

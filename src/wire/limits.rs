@@ -30,8 +30,14 @@ pub const MAX_SECTIONS: usize = 128;
 /// Regions in all sections of one blob together. A full blob of an upstream agent lists all its registrations.
 pub const MAX_REGIONS: usize = 256 * 1024;
 
+/// Regions of one section that may be listed in any order; NIXL itself sorts them.
+pub const MAX_UNSORTED_REGIONS: usize = 4096;
+
 /// Bytes of one region's remote key. A UCX key holds at most 64 parts of at most 255 bytes, so 64 KiB is ample.
 pub const MAX_KEY: usize = 64 * 1024;
 
 /// Bytes of a trailer. Version 1.0 writes 35 at most; the rest is room for fields of later minor versions.
 pub const MAX_TRAILER: usize = 1024;
+
+/// Bytes of a notification key. Upstream's are 36, other workers' some dozens; it is sent with the last piece.
+pub const MAX_NOTIFICATION_KEY: usize = 4096;

@@ -14,6 +14,8 @@
 //! would refuse half-way is refused before NIXL sees it.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -86,6 +88,11 @@ fn connections(cursor: &mut Cursor) -> Result<Vec<Connection>> {
                 .error("two connections of one back end")
                 .with_context("backend", backend));
         }
+        if backend == key::BACKEND && !key::is_known_address(&info) {
+            return Err(cursor
+                .error("connection information of a version that UCX does not know")
+                .with_context("backend", backend));
+        }
         connections.push(Connection { backend, info });
     }
     Ok(connections)
@@ -105,7 +112,8 @@ fn sections(cursor: &mut Cursor) -> Result<Vec<Section>> {
         left -= section.entries.len();
         sections.push(section);
     }
-    refuse_contradictions(cursor, &sections)?;
+    refuse_disorder(cursor, &sections)?;
+    drop_repetitions(cursor, &mut sections)?;
     Ok(sections)
 }
 
@@ -163,23 +171,51 @@ fn region(cursor: &mut Cursor, backend: &str, kind: MemoryKind) -> Result<Region
     Ok(RegionEntry { range, key })
 }
 
-/// NIXL refuses, half-way through a load, a region that it knows with another key.
-fn refuse_contradictions(cursor: &Cursor, sections: &[Section]) -> Result<()> {
-    let mut known: HashMap<(&str, MemoryRange), &Bytes> = HashMap::new();
+/// NIXL keeps regions sorted, and lists them so. It would sort in many others one by one, which takes seconds.
+fn refuse_disorder(cursor: &Cursor, sections: &[Section]) -> Result<()> {
     for section in sections {
-        for entry in &section.entries {
-            let earlier = known.insert((&section.backend, entry.range), &entry.key);
-            if earlier.is_some_and(|key| *key != entry.key) {
-                return Err(cursor
-                    .error("one region is listed twice with different keys")
-                    .with_context("backend", &section.backend)
-                    .with_context("address", format!("{:?}", entry.range.addr))
-                    .with_context("bytes", entry.range.len.0)
-                    .with_hint("the owner registered the same memory twice on one agent"));
-            }
+        let ranges = || section.entries.iter().map(|entry| entry.range);
+        if section.entries.len() > limits::MAX_UNSORTED_REGIONS && !ranges().is_sorted() {
+            return Err(cursor
+                .error("too many regions in disorder")
+                .with_context("regions", section.entries.len())
+                .with_context("limit", limits::MAX_UNSORTED_REGIONS));
         }
     }
     Ok(())
+}
+
+/// NIXL lists a region as often as its owner registered it. It refuses, half-way through a load, one that it knows with
+/// another key.
+fn drop_repetitions(cursor: &Cursor, sections: &mut [Section]) -> Result<()> {
+    let mut known: HashMap<(Arc<str>, MemoryRange), Bytes> = HashMap::new();
+    let mut contradiction = None;
+    for section in sections {
+        let backend: Arc<str> = Arc::from(section.backend.as_str());
+        section
+            .entries
+            .retain(|entry| match known.entry((Arc::clone(&backend), entry.range)) {
+                Entry::Vacant(vacant) => {
+                    vacant.insert(entry.key.clone());
+                    true
+                }
+                Entry::Occupied(earlier) => {
+                    if *earlier.get() != entry.key {
+                        contradiction.get_or_insert((Arc::clone(&backend), entry.range));
+                    }
+                    false
+                }
+            });
+    }
+    match contradiction {
+        None => Ok(()),
+        Some((backend, range)) => Err(cursor
+            .error("one region is listed twice with different keys")
+            .with_context("backend", backend)
+            .with_context("address", format!("{:?}", range.addr))
+            .with_context("bytes", range.len.0)
+            .with_hint("the owner registered the same memory twice on one agent")),
+    }
 }
 
 /// Reads a name: not empty, UTF-8, and without NUL, because NIXL's C interface ends it there.
@@ -334,7 +370,7 @@ mod tests {
             AgentBlob::parse(&blob("worker", &[], &kinds)).is_ok(),
             "host and device addresses are unrelated"
         );
-        assert!(refusal(&blob("worker", &[("UCX", b"a"), ("UCX", b"b")], &[])).contains("two connections"));
+        assert!(refusal(&blob("worker", &[("UCX", b"a"), ("UCX", b"q")], &[])).contains("two connections"));
         let empty = [
             section("UCX", 0, &[]),
             section("UCX", 1, &[(0, UCX_KEY), (0x1000, UCX_KEY)]),

@@ -103,6 +103,39 @@ CLEAN = {
         everything = loop.run_until_complete(exchange(5000))
         loop.close()
     """,
+    "a loop that is closed while opening": """
+        asyncio.run(exchange(5000))
+        loop = asyncio.new_event_loop()
+        connector = Connector()
+        task = loop.create_task(connector.warmup())
+        task._log_destroy_pending = False  # asyncio would remark on it, rightly
+        loop.run_until_complete(asyncio.sleep(0.01))
+        loop.close()
+    """,
+    "a loop that was closed while opening": """
+        asyncio.run(exchange(5000))
+        loop = asyncio.new_event_loop()
+        connector = Connector()
+        task = loop.create_task(connector.warmup())
+        task._log_destroy_pending = False  # asyncio would remark on it, rightly
+        loop.run_until_complete(asyncio.sleep(0.01))
+        loop.close()
+        # Until the agent exists, and its news have nowhere to go.
+        connector._connection()._native.open_blocking()
+        asyncio.run(exchange(5000))
+    """,
+    "many are opening": """
+        async def main():
+            global connectors, tasks
+            connectors = [Connector() for _ in range(4)]
+            tasks = [asyncio.ensure_future(each.warmup()) for each in connectors]
+            for task in tasks:
+                task._log_destroy_pending = False
+            await asyncio.sleep(0.2)
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(main())
+        loop.close()
+    """,
     "in a thread that has ended": """
         def work():
             global everything
@@ -209,6 +242,42 @@ def test_a_fork_that_ends_normally(tmp_path):
             sys.exit(3)
         _, status = os.waitpid(child, 0)
         assert os.waitstatus_to_exitcode(status) == 3
+        asyncio.run(exchange(5000))
+    """
+    assert scripts.run(program(body), tmp_path) == Ended(0, "", "")
+
+
+def test_forks_in_the_middle_of_traffic(tmp_path):
+    """What a child inherits it leaves alone: locks that a thread held, and memory that NIXL shares with its parent."""
+    body = """
+        import os
+        import warnings
+        warnings.simplefilter("ignore")
+        is_over = False
+        def traffic():
+            async def forever():
+                owner, reader = Connector(), Connector()
+                while not is_over:
+                    exposed = await owner.create_readable(Descriptor(bytes(300_000)))
+                    begun = await reader.begin_read(exposed.metadata(), Descriptor(bytearray(300_000)))
+                    await asyncio.gather(begun.wait_for_completion(), exposed.wait_for_completion())
+            asyncio.run(forever())
+        thread = threading.Thread(target=traffic)
+        thread.start()
+        connector = Connector()
+        for _ in range(60):
+            operations = [asyncio.run(connector.create_readable(Descriptor(bytearray(5000)))) for _ in range(3)]
+            operations[0].cancel()
+            child = os.fork()
+            if child == 0:
+                operations[1].cancel()
+                del operations
+                gc.collect()
+                sys.exit(3)
+            _, status = os.waitpid(child, 0)
+            assert os.waitstatus_to_exitcode(status) == 3
+        is_over = True
+        thread.join()
         asyncio.run(exchange(5000))
     """
     assert scripts.run(program(body), tmp_path) == Ended(0, "", "")

@@ -8,8 +8,8 @@ pub(crate) mod process;
 
 use std::time::{Duration, Instant};
 
-use dynamo_nixl::connector::OperationHandle;
 use dynamo_nixl::error::ErrorKind;
+use dynamo_nixl::handle::OperationHandle;
 use dynamo_nixl::operation::Outcome;
 
 /// The longest that any wait may take: far above what it does take, and below a test runner's patience.

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::io::stdin;
 use std::sync::Arc;
 
-use dynamo_nixl::connector::{Connector, OperationHandle};
+use dynamo_nixl::connector::Connector;
+use dynamo_nixl::handle::OperationHandle;
 use dynamo_nixl::operation::Phase;
 use dynamo_nixl::transport::{AgentFlavor, TransportFactory, nixl};
 use dynamo_nixl::types::{Addr, AgentName, ByteLen, Direction, MemoryRange, OperationKey};

@@ -221,7 +221,7 @@ impl Transport for FakeTransport {
             state.violation(what);
             return Err(self.refuse(ErrorKind::Transfer, "create request", "the peer is not loaded"));
         };
-        if remote.iter().any(|range| !Network::finds(loaded.regions.keys(), range)) {
+        if !Network::finds(loaded.regions.keys(), remote) {
             return Err(self.refuse(
                 ErrorKind::Transfer,
                 "create request",
@@ -236,7 +236,7 @@ impl Transport for FakeTransport {
                 .into_iter()
                 .flat_map(|agent| agent.registrations.keys())
         };
-        if local.iter().any(|range| !Network::finds(registered(), range)) {
+        if !Network::finds(registered(), local) {
             return Err(self.refuse(
                 ErrorKind::Transfer,
                 "create request",

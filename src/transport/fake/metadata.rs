@@ -3,6 +3,8 @@
 use crate::types::{AgentName, MemoryRange};
 
 const BACKEND: &[u8] = b"UCX";
+/// What an address of UCX begins with: its version and flags.
+const ADDRESS_HEADER: u8 = 0x20;
 
 /// A whole blob. Without `instance` it has no connection information.
 pub(super) fn blob(agent: &AgentName, instance: Option<u64>, regions: &[(MemoryRange, u64)]) -> Vec<u8> {
@@ -11,7 +13,8 @@ pub(super) fn blob(agent: &AgentName, instance: Option<u64>, regions: &[(MemoryR
     number(&mut bytes, "Conns", u64::from(instance.is_some()));
     if let Some(instance) = instance {
         field(&mut bytes, "t", BACKEND);
-        field(&mut bytes, "c", &instance.to_le_bytes());
+        let info = [&[ADDRESS_HEADER][..], &instance.to_le_bytes()].concat();
+        field(&mut bytes, "c", &info);
     }
     field(&mut bytes, "", b"MemSection");
     let mut kinds: Vec<u32> = regions.iter().map(|(range, _)| range.kind.nixl_number()).collect();
@@ -40,7 +43,9 @@ pub(super) fn blob(agent: &AgentName, instance: Option<u64>, regions: &[(MemoryR
 
 /// Which agent wrote this connection information; `None` where it is not the fake's.
 pub(super) fn instance_of(connection_info: &[u8]) -> Option<u64> {
-    connection_info.try_into().ok().map(u64::from_le_bytes)
+    let (header, instance) = connection_info.split_first()?;
+    (*header == ADDRESS_HEADER).then_some(())?;
+    instance.try_into().ok().map(u64::from_le_bytes)
 }
 
 fn number(bytes: &mut Vec<u8>, tag: &str, value: u64) {

@@ -183,15 +183,35 @@ impl Network {
             .is_some_and(|agent| agent.registrations.keys().any(|registered| registered.covers(range)))
     }
 
-    /// Whether NIXL would find the range among `known`: it looks only at the two neighbours in the order of addresses, so
-    /// a range hides behind another one that lies strictly inside of the same region.
-    pub(super) fn finds<'ranges>(known: impl Iterator<Item = &'ranges MemoryRange>, range: &MemoryRange) -> bool {
+    /// Whether NIXL would find every range of a list among `known`.
+    ///
+    /// For the first, and for one before its predecessor, it looks only at the two neighbours in the order of addresses,
+    /// so a range hides behind another one that lies strictly inside of the same region. From any other it walks forward.
+    pub(super) fn finds<'ranges>(
+        known: impl Iterator<Item = &'ranges MemoryRange>,
+        ranges: &'ranges [MemoryRange],
+    ) -> bool {
         let order = |range: &MemoryRange| (range.device, range.addr, range.len);
-        let mut known: Vec<&MemoryRange> = known.filter(|known| known.kind == range.kind).collect();
+        let kind = ranges.first().map(|range| range.kind);
+        let mut known: Vec<&MemoryRange> = known.filter(|known| Some(known.kind) == kind).collect();
         known.sort_unstable_by_key(|known| order(known));
-        let at = known.partition_point(|known| order(known) < order(range));
-        let next = known.get(at).is_some_and(|next| next.covers(range));
-        next || at.checked_sub(1).is_some_and(|at| known[at].covers(range))
+        let mut last: Option<(&MemoryRange, usize)> = None;
+        ranges.iter().all(|range| {
+            let found = match last {
+                Some((previous, at)) if order(range) >= order(previous) => {
+                    (at..known.len()).find(|at| known[*at].covers(range))
+                }
+                _ => {
+                    let at = known.partition_point(|known| order(known) < order(range));
+                    let near = [Some(at), at.checked_sub(1)];
+                    near.into_iter()
+                        .flatten()
+                        .find(|at| known.get(*at).is_some_and(|known| known.covers(range)))
+                }
+            };
+            last = found.map(|at| (range, at));
+            found.is_some()
+        })
     }
 
     /// A request has ended well: its bytes have moved, its notification is on the way.
