@@ -10,11 +10,16 @@ PYTHON ?= python3
 NIXL_VERSION := 1.5.1
 # The oldest supported NIXL: the tests load it once.
 NIXL_OLDEST := 1.4.1
+TORCH_VERSION := 2.13.0
+# Upstream's classes, which the tests talk to and the benchmarks compare with.
+UPSTREAM_VERSION := 1.6.1
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PEERS := .cache/peers/upstream
+# Once on disk, for both environments.
+TORCH := .cache/torch
 DIST ?= dist
 OLDEST := .cache/nixl-$(NIXL_OLDEST)
 
@@ -23,6 +28,8 @@ PYTHON_FEATURES := --features python,abi3
 
 VENV_READY := $(VENV)/.ready
 EXTENSION_READY := $(VENV)/.extension-ready
+# What the Python tests need beside the extension.
+OTHERS_READY := $(VENV)/.torch-ready $(PEERS)/.ready $(OLDEST)/.ready
 SOURCES := $(shell find src build_backend -name '*.rs' -o -name 'bindgen_env.py' 2>/dev/null)
 MANIFESTS := $(wildcard Cargo.toml Cargo.lock pyproject.toml)
 
@@ -41,7 +48,7 @@ build: setup $(EXTENSION_READY) ## Build the extension module into the virtual e
 demo: build ## Hand a tensor from one process to another over real NIXL
 	$(BIN)/dynamo-nixl demo
 
-test: build $(OLDEST)/.ready ## Run lint and every test not marked `long`
+test: build $(OTHERS_READY) ## Run lint and every test not marked `long`
 	$(MAKE) --no-print-directory lint
 	$(MAKE) --no-print-directory test-rust
 	$(MAKE) --no-print-directory test-python
@@ -73,12 +80,12 @@ test-rust: setup ## Rust tests, with and without the scripted transport, none of
 	scripts/cargo_test.sh
 	scripts/cargo_test.sh --features testing
 
-test-python: build $(OLDEST)/.ready ## Python tests not marked `long`
+test-python: build $(OTHERS_READY) ## Python tests not marked `long`
 	$(BIN)/python -m pytest
 
 ##@ Now and then
 
-test-long: build $(OLDEST)/.ready ## Tests marked `long`: they take minutes each
+test-long: build $(OTHERS_READY) ## Tests marked `long`: they take minutes each
 	$(BIN)/python -m pytest -m long -o timeout=1800 -o faulthandler_timeout=0
 
 wheel: setup ## Build the abi3 wheel into dist/
@@ -90,7 +97,7 @@ bench: setup ## Rust benchmarks, no Python
 bench-python: build ## Python benchmarks beside raw NIXL and, after `make peers`, upstream
 	$(BIN)/python benches/python/transfer.py
 
-peers: $(PEERS)/.ready ## Upstream's own environment, in .cache/peers/upstream (several GB)
+peers: $(PEERS)/.ready ## Upstream's own environment, in .cache/peers/upstream, with torch in .cache/torch (5 GB)
 
 peers-nixl141: $(OLDEST)/.ready ## The oldest supported NIXL, in .cache/nixl-1.4.1
 
@@ -128,10 +135,23 @@ $(OLDEST)/.ready: | $(VENV_READY)
 	$(PIP) install --no-deps --target $(OLDEST) nixl-cu12==$(NIXL_OLDEST)
 	touch $@
 
-$(PEERS)/.ready:
-	scripts/check_tools.sh "$(PYTHON)"
+$(TORCH)/.ready: | $(VENV_READY)
+	rm -rf $(TORCH)
+	$(PIP) install --target $(TORCH) torch==$(TORCH_VERSION)
+	touch $@
+
+$(VENV)/.torch-ready: $(TORCH)/.ready scripts/share_packages.py | $(VENV_READY)
+	$(BIN)/python scripts/share_packages.py $(TORCH)
+	touch $@
+
+# Of the interpreter that torch was installed for. The import fails here rather than in every test, and leaves the
+# compiled modules behind, without which it takes a minute.
+$(PEERS)/.ready: $(TORCH)/.ready scripts/share_packages.py | $(VENV_READY)
 	rm -rf $(PEERS)
-	"$(PYTHON)" -m venv $(PEERS)
-	$(PEERS)/bin/python -m pip install torch==2.13.0 numpy pydantic uvloop
-	$(PEERS)/bin/python -m pip install --no-deps nixl==1.5.1 nixl-cu13==1.5.1 ai-dynamo-runtime==1.6.1
+	$(BIN)/python -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip --disable-pip-version-check install numpy pydantic uvloop
+	$(PEERS)/bin/python -m pip --disable-pip-version-check install --no-deps nixl==$(NIXL_VERSION) \
+		nixl-cu13==$(NIXL_VERSION) ai-dynamo-runtime==$(UPSTREAM_VERSION)
+	$(PEERS)/bin/python scripts/share_packages.py $(TORCH)
+	$(PEERS)/bin/python -c "import dynamo.nixl_connect"
 	touch $@
