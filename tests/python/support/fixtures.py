@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from support import roles
+from support import roles, upstream
 from support.workers import Worker
 
 if TYPE_CHECKING:
@@ -85,3 +85,66 @@ def pair(_pairs: Callable[[dict[str, str]], Pair], transport: dict[str, str]) ->
     for worker in (found.owner, found.reader):
         worker.call(roles.settled)
     assert (found.owner.errors, found.reader.errors) == before
+
+
+@pytest.fixture(scope="session")
+def needs_upstream() -> None:
+    """Skips where `make peers` has not been run; not in CI, see `plugins.skips`."""
+    if not upstream.is_installed():
+        pytest.skip("upstream is not installed: make peers")
+
+
+@pytest.fixture
+def spawn_upstream(spawn: Callable[..., Worker], needs_upstream: None) -> Callable[..., Worker]:
+    """`spawn_upstream(environment)`: starts a worker that runs upstream's classes, with its first connector made."""
+    return _spawner_of_upstream(spawn)
+
+
+def _spawner_of_upstream(spawn: Callable[..., Worker]) -> Callable[..., Worker]:
+    def spawn_upstream(environment: dict[str, str] | None = None) -> Worker:
+        worker = spawn((environment or {}) | upstream.ENVIRONMENT, python=upstream.PYTHON)
+        worker.call(upstream.start, limit=upstream.PATIENCE)
+        return worker
+
+    return spawn_upstream
+
+
+@dataclass
+class Mixed:
+    """A worker with this package and one with upstream's."""
+
+    ours: Worker
+    theirs: Worker
+
+
+@pytest.fixture(scope="module")
+def _mixed_pair(
+    tmp_path_factory: pytest.TempPathFactory, needs_upstream: None
+) -> Iterator[Callable[[dict[str, str]], Mixed]]:
+    # One pair at a time: upstream's agents spin on a core of their own for as long as they live.
+    workers: list[Worker] = []
+    current: dict[tuple[tuple[str, str], ...], Mixed] = {}
+
+    def pair(environment: dict[str, str]) -> Mixed:
+        key = tuple(environment.items())
+        if key not in current or not all(worker.is_alive for worker in workers):
+            current.clear()
+            ended, workers[:] = list(workers), []
+            _finish(ended)
+            spawn = _spawner(tmp_path_factory.mktemp("mixed"), workers)
+            current[key] = Mixed(spawn(environment), _spawner_of_upstream(spawn)(environment))
+        return current[key]
+
+    yield pair
+    _finish(workers)
+
+
+@pytest.fixture
+def mixed(_mixed_pair: Callable[[dict[str, str]], Mixed], transport: dict[str, str]) -> Iterator[Mixed]:
+    """One worker of each kind, as `pair`. Upstream's import makes the first test of a module slow."""
+    found = _mixed_pair(transport)
+    before = found.ours.errors, found.theirs.errors
+    yield found
+    found.theirs.call(upstream.settled)
+    found.ours.call(roles.settled)
+    assert (found.ours.errors, found.theirs.errors) == before

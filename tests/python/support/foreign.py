@@ -15,12 +15,9 @@ import numpy as np
 from nixl_cu12._api import nixl_agent, nixl_agent_config
 
 from support.memory import blank, is_pattern, pattern
+from support.workers import BINDINGS
 
-ENVIRONMENT = {
-    # Its agents say hello on stderr otherwise; and with a system libefa they crash at exit, see _library.py.
-    "NIXL_LOG_LEVEL": "ERROR",
-    "UCX_MODULES": "^efa",
-}
+ENVIRONMENT = BINDINGS
 PATIENCE = 60.0
 
 

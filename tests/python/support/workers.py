@@ -33,6 +33,13 @@ TESTS = Path(__file__).resolve().parents[1]
 PROGRAM = Path(__file__).with_name("worker_main.py")
 LIMIT = 60.0
 """Seconds that one call may take, generously: the machine may be small and busy."""
+BINDINGS = {
+    # Agents of NIXL's own bindings say hello on stderr otherwise; and with a system libefa they crash at exit, see
+    # _library.py.
+    "NIXL_LOG_LEVEL": "ERROR",
+    "UCX_MODULES": "^efa",
+}
+"""The environment of a worker that uses NIXL's Python bindings instead of this package."""
 _HEADER = struct.Struct("<Q")
 _LOG = re.compile(
     r"^([EW]\d{4} .* [a-z_]+\.cpp:\d+\] |\[\d+\.\d+\] \[.*\] +\S+:\d+ +UCX +(WARN|ERROR) ).*\n", re.MULTILINE
@@ -69,11 +76,19 @@ class Call:
 class Worker:
     """A child process that runs functions. Its standard streams go to files in `folder`.
 
-    One that `loses_peers` may find what NIXL and UCX log about that on its standard streams, and nothing else.
+    One that `loses_peers` may find what NIXL and UCX log about that on its standard streams, and nothing else. With
+    the `python` of another environment it runs functions of modules that import nothing but what is installed there.
     """
 
     def __init__(
-        self, folder: Path, name: str, extra: Mapping[str, str], *, loop: str = "asyncio", loses_peers: bool = False
+        self,
+        folder: Path,
+        name: str,
+        extra: Mapping[str, str],
+        *,
+        python: str | Path = sys.executable,
+        loop: str = "asyncio",
+        loses_peers: bool = False,
     ) -> None:
         self.name = name
         self._loses_peers = loses_peers
@@ -84,7 +99,7 @@ class Worker:
         self._was_killed = False
         with theirs, self._output.open("wb") as output, self._errors.open("wb") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-W", "error", str(PROGRAM), str(theirs.fileno()), loop],
+                [python, "-W", "error", str(PROGRAM), str(theirs.fileno()), loop],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
