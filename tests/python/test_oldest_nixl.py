@@ -1,4 +1,4 @@
-"""The oldest supported NIXL, with itself and with the newest."""
+"""The oldest supported NIXL, with itself, with the newest, and with upstream on the newest."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from support import roles
+from support import roles, upstream
 
 pytestmark = [pytest.mark.nixl, pytest.mark.timeout(280)]
 
@@ -47,6 +47,28 @@ def test_operations(spawn, transport, oldest, sides):
         ["nixl-1.4.1"] if sides in ("both", "owner") else ["site-packages"],
         ["nixl-1.4.1"] if sides in ("both", "reader") else ["site-packages"],
     ]
+
+
+@pytest.mark.interop
+def test_with_upstream(spawn, spawn_upstream, transport, oldest):
+    """Ours on the oldest, upstream on the newest; each owns, reads and writes."""
+    ours, theirs = spawn(transport | oldest), spawn_upstream(transport)
+    for size in (1, 4096, 5 << 20):
+        number, metadata = ours.call(roles.expose_readable, [size, size], seed=1)
+        assert theirs.call(upstream.read, metadata, seed=1) == ("DONE", True)
+        assert ours.call(roles.wait, number) == "DONE"
+        number, metadata = ours.call(roles.expose_writable, [size])
+        assert theirs.call(upstream.write, metadata, seed=2) == "DONE"
+        assert ours.call(roles.wait, number) == "DONE"
+        assert ours.call(roles.dispose, number, seed=2)
+        number, metadata = theirs.call(upstream.expose_readable, [size, size], seed=3)
+        assert ours.call(roles.read, metadata, seed=3) == ("DONE", True)
+        assert theirs.call(upstream.wait, number) == "DONE"
+        number, metadata = theirs.call(upstream.expose_writable, [size])
+        assert ours.call(roles.write, metadata, seed=4) == "DONE"
+        assert theirs.call(upstream.wait, number) == "DONE"
+        assert theirs.call(upstream.dispose, number, seed=4)
+    assert ours.call(mapped_nixl) == ["nixl-1.4.1"]
 
 
 async def mapped_nixl(here):

@@ -73,36 +73,46 @@ class Receiver:
     # fmt: on
 
 
+LIBRARIES = ["torch", "numpy"]
+"""The examples have torch's tensors; NumPy's arrays serve as well where there is no torch."""
+
+
 @pytest.mark.nixl
-def test_the_examples(pair):
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_the_examples(pair, library):
     for turn in range(3):
-        sending = pair.owner.start(send, turn)
+        sending = pair.owner.start(send, library, turn)
         text = pair.owner.call(sent_metadata)
         assert set(json.loads(text)) == {"descriptors", "nixl_metadata", "notification_key", "operation_kind"}
-        assert pair.reader.call(receive, turn, text)
+        assert pair.reader.call(receive, library, turn, text)
         sending.result()
     pair.owner.call(roles.settled)
 
 
-def tensor(turn):
-    """In place of the examples' torch tensor, which this environment does not have."""
-    return np.arange(SHAPE[0] * SHAPE[1], dtype=np.float32).reshape(SHAPE) * (turn + 1)
+def tensor(library, turn):
+    array = np.arange(SHAPE[0] * SHAPE[1], dtype=np.float32).reshape(SHAPE) * (turn + 1)
+    if library == "numpy":
+        return array
+    import torch
+
+    return torch.from_numpy(array)
 
 
-async def send(here, turn):
+async def send(here, library, turn):
     import asyncio
 
     here.sent = asyncio.get_running_loop().create_future()
-    await Sender(here.connector, here.sent).send_data(tensor(turn))
+    await Sender(here.connector, here.sent).send_data(tensor(library, turn))
 
 
 async def sent_metadata(here):
     return await here.sent
 
 
-async def receive(here, turn, text):
-    expected = tensor(turn)
+async def receive(here, library, turn, text):
+    expected = tensor(library, turn)
     local = expected * 0
+    assert type(local).__module__ == library
     metadata = dynamo_nixl.RdmaMetadata.model_validate_json(text)
     await Receiver(here.connector).read_from_remote(metadata, local)
     return bool((local == expected).all())
