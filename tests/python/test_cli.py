@@ -77,10 +77,14 @@ class TestPayload:
             elements *= extent
         assert elements * (4 if is_float else 1) == size
 
-    def test_contents(self):
+    @pytest.mark.parametrize("library", ["torch", "numpy"])
+    def test_contents(self, monkeypatch, library):
         from dynamo_nixl import Descriptor
 
+        if library == "numpy":
+            monkeypatch.setitem(sys.modules, "torch", None)
         tensors = Tensors()
+        assert tensors.library.startswith(f"{library} ")
         tensor = tensors.random(4096)
         assert describe(tensor) == "float32[32 x 32]"
         descriptor, empty = Descriptor(tensor), Descriptor(tensors.zeros(4096))
