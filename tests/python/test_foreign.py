@@ -44,6 +44,28 @@ def test_we_write_to_a_foreign_owner(alien, ours):
     ours.call(roles.settled)
 
 
+@pytest.mark.parametrize("in_hex", [False, True], ids=["base64", "hex"])
+def test_lists(alien, ours, in_hex):
+    """Several ranges in one operation, in all four roles, in both encodings of the owner's metadata."""
+    sizes = [1, 4096, (1 << 20) + 3, 64 << 20]
+    metadata = alien.call(foreign.expose_readable, *sizes, seed=1, in_hex=in_hex)
+    assert ours.call(roles.read, metadata, seed=1) == ("DONE", True)
+    assert alien.call(foreign.receive, 1) == [metadata["notification_key"].encode()]
+    metadata = alien.call(foreign.expose_writable, *sizes, in_hex=in_hex)
+    assert ours.call(roles.write, metadata, seed=2) == "DONE"
+    assert alien.call(foreign.receive, 1) == [metadata["notification_key"].encode()]
+    assert alien.call(foreign.holds_pattern, seed=2, count=len(sizes))
+
+    number, metadata = ours.call(roles.expose_readable, sizes, seed=3, hex_encode=in_hex)
+    assert alien.call(foreign.read, metadata, seed=3) == ("DONE", True)
+    assert ours.call(roles.wait, number) == "DONE"
+    number, metadata = ours.call(roles.expose_writable, sizes, hex_encode=in_hex)
+    assert metadata["nixl_metadata"].startswith("b64:") is not in_hex
+    assert alien.call(foreign.write, metadata, seed=4) == "DONE"
+    assert ours.call(roles.wait, number) == "DONE"
+    assert ours.call(roles.dispose, number, seed=4)
+
+
 @pytest.mark.parametrize("key", ["sglang-grpc-7", "k", "schlüssel-✓", "x" * 500])
 def test_any_text_can_be_the_key(alien, ours, key):
     metadata = alien.call(foreign.expose_readable, 4096, key=key)

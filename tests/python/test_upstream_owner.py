@@ -72,6 +72,20 @@ def test_overlapping_operations(mixed):
     assert all(mixed.theirs.call(upstream.dispose, number, seed=seed) for seed, (number, _) in enumerate(writable))
 
 
+def test_memory_that_is_registered_again_while_others_are_read(mixed):
+    """Upstream sends all that its agent has registered, so that each metadata contradicts what was loaded before."""
+    pool = [mixed.theirs.call(upstream.expose_readable, [70_000], seed=seed)[0] for seed in range(4)]
+    for turn in range(5):
+        # Long enough to be under way while the others come and go.
+        big, metadata = mixed.theirs.call(upstream.expose_readable, [64 * MIB], seed=turn)
+        reads = [mixed.ours.start(roles.read, metadata, seed=turn)]
+        for seed, number in enumerate(pool):
+            pool[seed], metadata = mixed.theirs.call(upstream.expose_again, number)
+            reads.append(mixed.ours.start(roles.read, metadata, seed=seed))
+        assert [call.result() for call in reads] == [("DONE", True)] * len(reads)
+        assert [mixed.theirs.call(upstream.wait, number) for number in [big, *pool]] == ["DONE"] * (1 + len(pool))
+
+
 def test_an_early_second_reader(mixed, spawn, transport):
     """Two of us read at once; which one ends upstream's operation is all the same."""
     second = spawn(transport)

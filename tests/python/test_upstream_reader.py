@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from dynamo_nixl import Descriptor
 
@@ -34,12 +35,12 @@ def test_they_write(mixed, sizes):
 @pytest.mark.parametrize("memory", ["tensor", "array", "address"])
 @pytest.mark.parametrize("hex_encode", [False, True], ids=["base64", "hex"])
 def test_memory_and_encodings(mixed, memory, hex_encode):
-    number, metadata = mixed.ours.call(expose, "create_readable", [5000, 300], 7, hex_encode)
+    number, metadata = mixed.ours.call(roles.expose_readable, [5000, 300], seed=7, hex_encode=hex_encode)
     assert metadata["nixl_metadata"].startswith("b64:") is not hex_encode
     assert mixed.theirs.call(upstream.read, metadata, seed=7, memory=memory) == ("DONE", True)
     assert mixed.ours.call(roles.wait, number) == "DONE"
 
-    number, metadata = mixed.ours.call(expose, "create_writable", [5000, 300], None, hex_encode)
+    number, metadata = mixed.ours.call(roles.expose_writable, [5000, 300], hex_encode=hex_encode)
     assert metadata["nixl_metadata"].startswith("b64:") is not hex_encode
     assert mixed.theirs.call(upstream.write, metadata, seed=8, memory=memory) == "DONE"
     assert mixed.ours.call(roles.wait, number) == "DONE"
@@ -47,10 +48,10 @@ def test_memory_and_encodings(mixed, memory, hex_encode):
 
 
 def test_tensors_on_both_sides(mixed):
-    number, metadata = mixed.ours.call(expose, "create_readable", [12_000], 1, tensors=True)
+    number, metadata = mixed.ours.call(expose_tensor, "create_readable", pattern(12_000, 1))
     assert mixed.theirs.call(upstream.read, metadata, seed=1, memory="tensor") == ("DONE", True)
     assert mixed.ours.call(roles.wait, number) == "DONE"
-    number, metadata = mixed.ours.call(expose, "create_writable", [12_000], None, tensors=True)
+    number, metadata = mixed.ours.call(expose_tensor, "create_writable", blank(12_000))
     assert mixed.theirs.call(upstream.write, metadata, seed=2, memory="tensor") == "DONE"
     assert mixed.ours.call(roles.wait, number) == "DONE"
     assert mixed.ours.call(roles.dispose, number, seed=2)
@@ -108,16 +109,12 @@ def test_an_early_second_reader(mixed):
     assert mixed.ours.call(roles.status, number) == "DONE"
 
 
-async def expose(here, method, sizes, seed, hex_encode=False, tensors=False):
-    """Expose patterns, or blank memory without a seed."""
-    arrays = [blank(size) if seed is None else pattern(size, seed + index) for index, size in enumerate(sizes)]
-    described = arrays
-    if tensors:
-        import torch
+async def expose_tensor(here, method, array):
+    import torch
 
-        described = [torch.from_numpy(array) for array in arrays]
-    operation = await getattr(here.connector, method)([Descriptor(each) for each in described])
-    return here.keep((operation, arrays)), operation.metadata(hex_encode=hex_encode).model_dump()
+    tensor = torch.from_numpy(array.view(np.float32).reshape(3, 1000))
+    operation = await getattr(here.connector, method)(Descriptor(tensor))
+    return here.keep((operation, [tensor.numpy()])), operation.metadata().model_dump()
 
 
 async def wait_for_unknown(here, count):

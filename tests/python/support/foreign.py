@@ -38,11 +38,12 @@ class Foreign:
         self.registrations.append(self.agent.register_memory([(array.ctypes.data, array.nbytes, 0, "")], "DRAM"))
         return array
 
-    def metadata(self, array: np.ndarray, kind: int, key: str | None = None) -> dict[str, Any]:
+    def metadata(self, arrays: list[np.ndarray], kind: int, key: str | None, *, in_hex: bool) -> dict[str, Any]:
         """What upstream's passive operation sends: the full metadata of the agent."""
+        blob = self.agent.get_agent_metadata()
         return {
-            "descriptors": [{"device": "cpu", "ptr": array.ctypes.data, "size": array.nbytes}],
-            "nixl_metadata": encode(self.agent.get_agent_metadata()),
+            "descriptors": [{"device": "cpu", "ptr": array.ctypes.data, "size": array.nbytes} for array in arrays],
+            "nixl_metadata": zlib.compress(blob).hex() if in_hex else encode(blob),
             "notification_key": key or str(uuid.uuid4()),
             "operation_kind": kind,
         }
@@ -51,12 +52,11 @@ class Foreign:
         """Take what has arrived since the last call."""
         return [message for messages in self.agent.get_new_notifs().values() for message in messages]
 
-    def begin(self, direction: str, local: np.ndarray, metadata: dict[str, Any]) -> Any:
+    def begin(self, direction: str, arrays: list[np.ndarray], metadata: dict[str, Any]) -> Any:
         """Post a transfer as upstream's active operation does."""
         peer = self.agent.add_remote_agent(decode(metadata["nixl_metadata"]))
-        descriptor = metadata["descriptors"][0]
-        mine = self.agent.get_xfer_descs([(local.ctypes.data, local.nbytes, 0)], "DRAM")
-        theirs = self.agent.get_xfer_descs([(descriptor["ptr"], descriptor["size"], 0)], "DRAM")
+        mine = self.agent.get_xfer_descs([(array.ctypes.data, array.nbytes, 0) for array in arrays], "DRAM")
+        theirs = self.agent.get_xfer_descs([(each["ptr"], each["size"], 0) for each in metadata["descriptors"]], "DRAM")
         key = metadata["notification_key"].encode()
         handle = self.agent.initialize_xfer(direction, mine, theirs, peer, key)
         self.agent.transfer(handle, key)
@@ -90,19 +90,22 @@ def start(here: Any, *, suffix: str = "1", **options: Any) -> str:
     return str(here.foreign.agent.name)
 
 
-def expose_readable(here: Any, size: int, seed: int = 0, key: str | None = None) -> dict[str, Any]:
-    """Register a pattern and describe it."""
-    return here.foreign.metadata(here.foreign.register(pattern(size, seed)), 1, key)
+def expose_readable(
+    here: Any, *sizes: int, seed: int = 0, key: str | None = None, in_hex: bool = False
+) -> dict[str, Any]:
+    """Register patterns and describe them."""
+    arrays = [here.foreign.register(pattern(size, seed + index)) for index, size in enumerate(sizes)]
+    return here.foreign.metadata(arrays, 1, key, in_hex=in_hex)
 
 
-def expose_writable(here: Any, size: int) -> dict[str, Any]:
+def expose_writable(here: Any, *sizes: int, in_hex: bool = False) -> dict[str, Any]:
     """Register blank memory and describe it."""
-    return here.foreign.metadata(here.foreign.register(blank(size)), 2)
+    return here.foreign.metadata([here.foreign.register(blank(size)) for size in sizes], 2, None, in_hex=in_hex)
 
 
-def holds_pattern(here: Any, seed: int = 0) -> bool:
-    """Whether the pattern has arrived in what was registered last."""
-    return is_pattern(here.foreign.arrays[-1], seed)
+def holds_pattern(here: Any, seed: int = 0, count: int = 1) -> bool:
+    """Whether the patterns have arrived in so many of the arrays that were registered last."""
+    return all(is_pattern(array, seed + index) for index, array in enumerate(here.foreign.arrays[-count:]))
 
 
 def receive(here: Any, count: int) -> list[bytes]:
@@ -123,23 +126,24 @@ def receive_nothing_more(here: Any) -> list[bytes]:
 
 
 def read(here: Any, metadata: dict[str, Any], seed: int = 0) -> tuple[str, bool]:
-    """Read what is exposed. Returns NIXL's last word, and whether the pattern arrived."""
-    array = here.foreign.register(blank(metadata["descriptors"][0]["size"]))
-    handle = here.foreign.begin("READ", array, metadata)
-    return here.foreign.finish(handle), is_pattern(array, seed)
+    """Read all that is exposed. Returns NIXL's last word, and whether the patterns arrived."""
+    arrays = [here.foreign.register(blank(each["size"])) for each in metadata["descriptors"]]
+    state = here.foreign.finish(here.foreign.begin("READ", arrays, metadata))
+    return state, all(is_pattern(array, seed + index) for index, array in enumerate(arrays))
 
 
 def write(here: Any, metadata: dict[str, Any], seed: int = 0) -> str:
-    """Write a pattern to what is exposed. Returns NIXL's last word."""
-    array = here.foreign.register(pattern(metadata["descriptors"][0]["size"], seed))
-    return here.foreign.finish(here.foreign.begin("WRITE", array, metadata))
+    """Write patterns to all that is exposed. Returns NIXL's last word."""
+    sizes = [each["size"] for each in metadata["descriptors"]]
+    arrays = [here.foreign.register(pattern(size, seed + index)) for index, size in enumerate(sizes)]
+    return here.foreign.finish(here.foreign.begin("WRITE", arrays, metadata))
 
 
 def try_to_read(here: Any, metadata: dict[str, Any], patience: float) -> str:
     """Read with little patience. A failure is "ERR", whatever NIXL calls it."""
     array = here.foreign.register(blank(metadata["descriptors"][0]["size"]))
     try:
-        return here.foreign.finish(here.foreign.begin("READ", array, metadata), patience)
+        return here.foreign.finish(here.foreign.begin("READ", [array], metadata), patience)
     except Exception:
         return "ERR"
 

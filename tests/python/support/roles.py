@@ -21,18 +21,20 @@ def descriptors(arrays: list[np.ndarray]) -> Descriptor | list[Descriptor]:
     return made[0] if len(made) == 1 else made
 
 
-async def expose_readable(here: Here, sizes: list[int], seed: int = 0) -> tuple[int, dict[str, Any]]:
+async def expose_readable(
+    here: Here, sizes: list[int], seed: int = 0, *, hex_encode: bool = False
+) -> tuple[int, dict[str, Any]]:
     """Let a peer read patterns. Returns the number of what is kept, the operation and its arrays, and the metadata."""
     arrays = [pattern(size, seed + index) for index, size in enumerate(sizes)]
     operation = await here.connector.create_readable(descriptors(arrays))
-    return here.keep((operation, arrays)), operation.metadata().model_dump()
+    return here.keep((operation, arrays)), operation.metadata(hex_encode=hex_encode).model_dump()
 
 
-async def expose_writable(here: Here, sizes: list[int]) -> tuple[int, dict[str, Any]]:
+async def expose_writable(here: Here, sizes: list[int], *, hex_encode: bool = False) -> tuple[int, dict[str, Any]]:
     """Let a peer write into blank memory. Returns as `expose_readable`."""
     arrays = [blank(size) for size in sizes]
     operation = await here.connector.create_writable(descriptors(arrays))
-    return here.keep((operation, arrays)), operation.metadata().model_dump()
+    return here.keep((operation, arrays)), operation.metadata(hex_encode=hex_encode).model_dump()
 
 
 async def wait(here: Here, number: int) -> str:

@@ -81,6 +81,15 @@ async def expose_writable(
     return here.keep((operation, arrays)), operation.metadata(hex_encode).model_dump()
 
 
+async def expose_again(here: Here, number: int) -> tuple[int, dict[str, Any]]:
+    """End a kept operation, which takes its registration away, and let a peer read the same memory anew."""
+    operation, arrays = here.kept.pop(number)
+    with operation:
+        pass
+    operation = await _connector(here, 1).create_readable(_descriptors(here, arrays, "array"))
+    return here.keep((operation, arrays)), operation.metadata().model_dump()
+
+
 async def status(here: Here, number: int) -> str:
     """The status of a kept operation. For an active one upstream begins or polls the transfer at this question."""
     return str(here.kept[number][0].status)
