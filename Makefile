@@ -70,10 +70,11 @@ lint-rust: setup ## rustfmt, clippy, rustdoc, ignored tests
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --quiet --features testing
 	$(BIN)/python scripts/check_rust_skips.py
 
-lint-python: build ## ruff, mypy, stubtest
+lint-python: build ## ruff, mypy, basedpyright, stubtest
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/basedpyright
 	$(BIN)/stubtest dynamo_nixl._core --allowlist tests/python/stubtest-allow.txt
 
 test-rust: setup ## Rust tests, with and without the scripted transport, none of them with Python

@@ -26,6 +26,8 @@ def python_sections(results: dict[str, Any]) -> dict[str, str]:
     sections = {"machine": _machine(results), "targets": _targets(results), "transfers": _transfers(results)}
     if results["transfers"]:
         sections["runs"] = _runs(results)
+    if results.get("exposures"):
+        sections["exposures"] = _exposures(results["exposures"])
     if "local" in results:
         sections["local"] = _local(results["local"])
     return sections
@@ -59,6 +61,7 @@ def _targets(results: dict[str, Any]) -> str:
     gaps = sorted({row["gap_ms"] for row in results["transfers"]})
     rows = [row for side in SIDES for gap in gaps if (row := _small(results, side, gap))]
     rows += [row for gap in gaps if (row := _big(results, gap))]
+    rows += _exposing_targets(results.get("exposures", []))
     if "local" in results:
         milliseconds, percent = results["local"]["import"]["median_ms"], results["local"]["idle"]["exposed"]
         rows += [
@@ -120,6 +123,46 @@ def _runs(results: dict[str, Any]) -> str:
         rows.append(cells)
     columns = [f"{side} {what}, us" for side in SIDES for what in ("p10", "median", "p90")]
     return table(["size", "cadence", "", "run", *columns], rows)
+
+
+def _exposing(rows: list[dict[str, Any]], implementation: str, gap_ms: float, what: str) -> float | None:
+    """Give the median of the runs' medians, in microseconds."""
+    medians = [
+        times[what]["median"]
+        for row in rows
+        if row["implementation"] == implementation
+        for times in row["times"]
+        if times["gap_ms"] == gap_ms
+    ]
+    return median(medians) if medians else None
+
+
+def _exposing_gaps(rows: list[dict[str, Any]]) -> list[float]:
+    return sorted({times["gap_ms"] for row in rows for times in row["times"]})
+
+
+def _exposing_targets(rows: list[dict[str, Any]]) -> list[list[str]]:
+    targets = []
+    for gap in _exposing_gaps(rows):
+        ours = _exposing(rows, "ours", gap, "both")
+        if ours is not None:
+            what = f"`create_readable` and `metadata()`, registered, {_cadence(gap)}"
+            upstreams = duration(_exposing(rows, "upstream", gap, "both"))
+            targets.append([what, "under 60 us", duration(ours), upstreams, met(ours < 60)])
+    return targets
+
+
+def _exposures(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for gap in _exposing_gaps(rows):
+        for what, name in (("create", "`create_readable`"), ("metadata", "`metadata()`"), ("both", "both")):
+            times = [duration(_exposing(rows, each, gap, what)) for each in ("ours", "upstream")]
+            lines.append([f"{name}, registered descriptor, {_cadence(gap)}", *times])
+    for count in next(iter(rows))["lengths"]:
+        lengths = {row["implementation"]: row["lengths"][count] for row in rows}
+        name = f"characters of `nixl_metadata`, {int(count):,} registrations"
+        lines.append([name, *(f"{lengths[each]:,}" if each in lengths else "-" for each in ("ours", "upstream"))])
+    return table(["what", "ours", "upstream"], lines)
 
 
 def _local(local: dict[str, Any]) -> str:

@@ -38,11 +38,14 @@ def main() -> None:
         "runs": arguments.runs,
         "versions": {},
         "transfers": [],
+        "exposures": [],
     }
     for run in range(1, arguments.runs + 1):
         # Each implementation in each run: what drifts, drifts for all of them.
         for implementation, python in pythons.items():
             _measure(results, run, implementation, python, plan)
+            if implementation != "raw" and not arguments.no_local:
+                _expose(results, run, implementation, python)
     if "ours" in pythons and not arguments.no_local:
         results["local"] = {what: _local(what) for what in ("import", "create", "idle")}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +66,15 @@ def _measure(results: dict[str, Any], run: int, implementation: str, python: str
                 f"reader {result['reader']['median']:>9.1f} us  owner {result['owner']['median']:>9.1f} us"
             )
             results["transfers"].append({"run": run, "implementation": implementation, **case.to_json(), **result})
+
+
+def _expose(results: dict[str, Any], run: int, implementation: str, python: str) -> None:
+    _say(f"run {run}  {implementation:<9} exposing")
+    script = Path(__file__).with_name("expose.py")
+    done = subprocess.run([python, str(script), implementation], check=True, stdout=subprocess.PIPE, text=True)
+    # The last line: an import may print something of its own.
+    result = json.loads(done.stdout.splitlines()[-1])
+    results["exposures"].append({"run": run, "implementation": implementation, **result})
 
 
 def _local(what: str) -> Any:

@@ -61,7 +61,8 @@ class Device:
         return self._kind
 
     def __str__(self) -> str:
-        return str(self._kind) if self._kind is DeviceKind.HOST else f"{self._kind}:{self._id}"
+        has_ordinal = self._kind in (DeviceKind.CUDA, DeviceKind.XPU)
+        return f"{self._kind}:{self._id}" if has_ordinal else str(self._kind)
 
     def __repr__(self) -> str:
         return f"Device(kind={self._kind}, id={self._id})"
