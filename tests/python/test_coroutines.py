@@ -144,13 +144,6 @@ def test_cancelling_a_task_that_begins(two):
     assert owner.call(roles.wait, number) == "DONE"
 
 
-def test_an_async_generator_that_yields_in_the_block(two):
-    owner, reader = two
-    metadata = owner.call(start_generator)
-    assert reader.call(roles.read, metadata) == ("DONE", True)
-    assert owner.call(end_generator) == "DONE"
-
-
 async def wait_in_tasks(here, number):
     operation, _ = here.kept[number]
     tasks = [asyncio.create_task(operation.wait_for_completion()) for _ in range(3)]
@@ -280,20 +273,3 @@ async def begin_and_cancel_at_once(here, metadata):
             operation.cancel()
         del array
         await settle(here.connector)
-
-
-async def start_generator(here):
-    async def serve():
-        with await here.connector.create_readable(Descriptor(pattern(9000))) as operation:
-            yield operation.metadata().model_dump()
-            await operation.wait_for_completion()
-            yield str(operation.status)
-
-    here.generator = serve()
-    return await anext(here.generator)
-
-
-async def end_generator(here):
-    status = await anext(here.generator)
-    await here.generator.aclose()
-    return status
