@@ -64,15 +64,6 @@ def test_an_unawaited_coroutine_keeps_an_active_operation(two):
     reader.call(await_what_was_kept)
 
 
-def test_what_nobody_awaits_still_completes_at_the_peer(two):
-    owner, reader = two
-    for size in (4096, 64 << 20):
-        number, metadata = owner.call(roles.expose_readable, [size])
-        kept = reader.call(roles.begin_read, metadata)
-        assert owner.call(roles.wait, number) == "DONE"
-        assert reader.call(roles.status, kept) == "DONE"
-
-
 def test_dropping_an_active_operation_cancels_it(two):
     owner, reader = two
     number, begun = flight.catch_read(owner, reader)

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 
 import pytest
 from dynamo_nixl import Connector, Descriptor, RdmaMetadata
 
 from support import roles
+from support.loops import factories, in_threads
 from support.memory import blank, is_pattern, pattern
 
 pytestmark = pytest.mark.nixl
 
 SIZE = 300_000
-
-
-def factories():
-    import uvloop
-
-    return [asyncio.new_event_loop, uvloop.new_event_loop]
 
 
 def test_several_loops_in_the_life_of_a_connector(pair):
@@ -39,14 +33,6 @@ def test_an_exposure_made_in_a_loop_that_is_gone(pair):
     metadata = pair.owner.call(expose_in_a_loop_of_its_own)
     assert pair.reader.call(roles.read, metadata) == ("DONE", True)
     assert pair.owner.call(wait_in_a_loop_of_its_own) == "DONE"
-
-
-def test_threads_with_a_loop_each(pair):
-    """Both threads need the connector to open it, and both use it until the end."""
-    number, metadata = zip(*(pair.owner.call(roles.expose_readable, [SIZE]) for _ in range(20)), strict=True)
-    assert pair.reader.call(read_in_threads, metadata) == [True] * 20
-    for each in number:
-        assert pair.owner.call(roles.wait, each) == "DONE"
 
 
 def test_one_operation_awaited_in_two_loops(pair):
@@ -104,33 +90,6 @@ def wait_in_a_loop_of_its_own(here):
     asyncio.run(here.operation.wait_for_completion())
     status, here.operation = str(here.operation.status), None
     return status
-
-
-def in_threads(count, function):
-    """Run `function(index)` in threads of their own and return the results in order."""
-    results = [None] * count
-    barrier = threading.Barrier(count)
-
-    def run(index):
-        barrier.wait()
-        results[index] = function(index)
-
-    threads = [threading.Thread(target=run, args=(index,)) for index in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
-
-
-def read_in_threads(here, exposed):
-    connector = Connector()
-
-    async def read_all(mine):
-        return await asyncio.gather(*(read_one(connector, metadata) for metadata in mine))
-
-    halves = in_threads(2, lambda index: asyncio.run(read_all(exposed[index::2])))
-    return halves[0] + halves[1]
 
 
 def wait_in_threads(here, number):

@@ -67,35 +67,6 @@ def test_a_part_of_a_buffer(pair):
     assert pair.owner.call(check_slices, number)
 
 
-def test_one_descriptor_serves_many_operations(pair):
-    assert pair.owner.call(reuse_as_owner_setup)
-    for _ in range(20):
-        number, metadata = pair.owner.call(expose_again)
-        assert pair.reader.call(roles.read, metadata, seed=9) == ("DONE", True)
-        assert pair.owner.call(roles.wait, number) == "DONE"
-        # Only forgotten, not disposed of, so that it is rebound while the next one is being made.
-        assert pair.owner.call(roles.status, number) == "DONE"
-    pair.owner.call(forget_all)
-
-
-def test_several_exposures_of_the_same_memory_at_once(pair):
-    assert pair.owner.call(reuse_as_owner_setup)
-    exposed = [pair.owner.call(expose_again) for _ in range(5)]
-    for number, metadata in exposed:
-        assert pair.reader.call(roles.read, metadata, seed=9) == ("DONE", True)
-        assert pair.owner.call(roles.wait, number) == "DONE"
-        # Takes its share of the registration away, and no more.
-        pair.owner.call(roles.dispose, number)
-    pair.owner.call(forget_all)
-
-
-def test_metadata_in_hexadecimal(pair):
-    number, metadata = pair.owner.call(expose_in_hex)
-    assert pair.reader.call(roles.read, metadata) == ("DONE", True)
-    assert pair.owner.call(roles.wait, number) == "DONE"
-    assert pair.owner.call(roles.dispose, number)
-
-
 def test_results_and_representation(pair):
     number, metadata = pair.owner.call(roles.expose_readable, [64, 65])
     assert pair.reader.call(check_results, metadata)
@@ -161,32 +132,6 @@ async def check_slices(here, number):
     with operation:
         written = is_pattern(array[50:100], 1) and is_pattern(array[200:250], 2)
         return written and not (array[:50].any() or array[100:200].any() or array[250:].any())
-
-
-async def reuse_as_owner_setup(here):
-    here.array = pattern(10_000, 9)
-    here.descriptor = Descriptor(here.array)
-    return not here.descriptor.is_registered
-
-
-async def expose_again(here):
-    operation = await here.connector.create_readable(here.descriptor)
-    assert here.descriptor.is_registered
-    return here.keep((operation, [here.array])), operation.metadata().model_dump()
-
-
-async def forget_all(here):
-    here.kept.clear()
-    assert not here.descriptor.is_registered
-
-
-async def expose_in_hex(here):
-    array = pattern(123)
-    operation = await here.connector.create_readable(Descriptor(array))
-    metadata = operation.metadata(hex_encode=True)
-    assert bytes.fromhex(metadata.nixl_metadata)
-    assert operation.metadata().nixl_metadata.startswith("b64:")
-    return here.keep((operation, [array])), metadata.model_dump()
 
 
 async def check_results(here, metadata):

@@ -121,6 +121,12 @@ class Worker:
         return len(os.listdir(f"/proc/{self.pid}/task"))
 
     @property
+    def resident(self) -> int:
+        """How many bytes of its memory are in RAM."""
+        pages = Path(f"/proc/{self.pid}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+    @property
     def errors(self) -> str:
         """What the worker has written to its standard error so far."""
         return self._errors.read_text(errors="replace")
