@@ -37,6 +37,10 @@ impl<V> RangeMap<V> {
         self.entries.get(range)
     }
 
+    pub(crate) fn get_key_value(&self, range: &MemoryRange) -> Option<(&MemoryRange, &V)> {
+        self.entries.get_key_value(range)
+    }
+
     pub(crate) fn get_mut(&mut self, range: &MemoryRange) -> Option<&mut V> {
         self.entries.get_mut(range)
     }
@@ -58,20 +62,22 @@ impl<V> RangeMap<V> {
         self.entries.len()
     }
 
+    #[cfg(test)]
     pub(crate) fn iter(&self) -> btree_map::Iter<'_, MemoryRange, V> {
         self.entries.iter()
     }
 
-    /// The two entries at which NIXL looks for `range`: the first that is not before it, and the last before it.
+    /// The two entries at which NIXL looks for `range`, in its order: the first that is not before it, and the last
+    /// before it.
     pub(crate) fn nearest(&self, range: &MemoryRange) -> impl Iterator<Item = &MemoryRange> {
         let before = self.entries.range(..range).next_back();
         let after = self.entries.range(range..).next();
-        before.into_iter().chain(after).map(|(known, _)| known)
+        after.into_iter().chain(before).map(|(known, _)| known)
     }
 
-    /// The entries from `range` on.
-    pub(crate) fn from(&self, range: &MemoryRange) -> impl Iterator<Item = &MemoryRange> {
-        self.entries.range(range..).map(|(known, _)| known)
+    /// Follows NIXL through a list of ranges.
+    pub(crate) fn walk(&self) -> Walk<'_, V> {
+        Walk { map: self, last: None }
     }
 
     /// The entries that share a byte with `range`.
@@ -97,6 +103,37 @@ impl<V> RangeMap<V> {
         self.overlapping(range)
             .map(|(known, _)| known)
             .filter(|known| known.covers(range))
+    }
+}
+
+/// NIXL's way through a list of ranges.
+///
+/// It searches for the first range, and for each that is before its predecessor; from any other it only walks forward,
+/// beginning at the entry that it found last.
+pub(crate) struct Walk<'map, V> {
+    map: &'map RangeMap<V>,
+    /// The last range, and the entry that it was found in.
+    last: Option<(MemoryRange, MemoryRange)>,
+}
+
+impl<V> Walk<'_, V> {
+    /// The entry that NIXL takes for the next range of the list. Where there is none, it gives up: [`Walk::assume`].
+    pub(crate) fn find(&mut self, range: &MemoryRange) -> Option<MemoryRange> {
+        let found = match self.last {
+            Some((previous, last)) if *range >= previous => {
+                let mut onward = self.map.entries.range(last..).map(|(known, _)| known);
+                onward.find(|known| known.covers(range))
+            }
+            _ => self.map.nearest(range).find(|known| known.covers(range)),
+        };
+        let found = found.copied()?;
+        self.last = Some((*range, found));
+        Some(found)
+    }
+
+    /// Goes on as if `range` itself were an entry.
+    pub(crate) fn assume(&mut self, range: &MemoryRange) {
+        self.last = Some((*range, *range));
     }
 }
 
@@ -141,13 +178,13 @@ mod tests {
             map.insert(range(0, addr, 5), ());
         }
         let near = |addr, len| -> Vec<u64> { map.nearest(&range(0, addr, len)).map(|each| each.addr.0).collect() };
-        assert_eq!(near(20, 5), [10, 20], "an equal one is not before it");
+        assert_eq!(near(20, 5), [20, 10], "an equal one is not before it");
         assert_eq!(
             near(20, 3),
-            [10, 20],
+            [20, 10],
             "one as long or longer at the same address is not before it"
         );
-        assert_eq!(near(21, 1), [20, 30]);
+        assert_eq!(near(21, 1), [30, 20]);
         assert_eq!(near(40, 1), [30]);
     }
 

@@ -309,27 +309,15 @@ impl State {
         }
     }
 
-    /// Those of `ranges` that NIXL would not find in its walk over a list, each once.
-    ///
-    /// It searches for the first range, and for each that is before its predecessor; from any other it only walks
-    /// forward, beginning at the registration that it found last.
+    /// Those of `ranges` that NIXL would not find, each once.
     fn missed(&self, ranges: &[MemoryRange]) -> Vec<MemoryRange> {
+        let mut walk = self.entries.walk();
         let mut missed = Vec::new();
-        let mut last: Option<(MemoryRange, MemoryRange)> = None;
         for range in ranges {
-            let found = match last {
-                Some((previous, found)) if *range >= previous => {
-                    self.entries.from(&found).find(|known| known.covers(range))
-                }
-                _ => self.entries.nearest(range).find(|known| known.covers(range)),
-            };
-            match found {
-                Some(found) => last = Some((*range, *found)),
+            if walk.find(range).is_none() {
+                missed.push(*range);
                 // Once it is registered, it is what is found.
-                None => {
-                    missed.push(*range);
-                    last = Some((*range, *range));
-                }
+                walk.assume(range);
             }
         }
         missed.sort_unstable();

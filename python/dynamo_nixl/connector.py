@@ -291,7 +291,7 @@ class Connector:
 
     async def _create_connection(self) -> Connection:
         """Get the one connection of this connector, opened. Workers call this, and override it."""
-        connection = self._connection()
+        connection = self._own_connection()
         try:
             await connection.initialize()
         except Exception:
@@ -303,7 +303,7 @@ class Connector:
             raise
         return connection
 
-    def _connection(self) -> Connection:
+    def _own_connection(self) -> Connection:
         """Get the one connection of this connector, opened or not."""
         with self._connection_lock:
             if self._is_closed:

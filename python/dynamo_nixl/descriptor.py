@@ -8,7 +8,7 @@ from weakref import WeakSet
 
 from .device import Device
 from .kinds import DeviceKind
-from .tensors import memory_of, memory_on, named
+from .tensors import Memory, memory_of, memory_on, named
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 
 ADDRESS_END: Final = 1 << 64
+_NOWHERE: Final = 0x1000
+"""Stands for the address of nothing; it is never followed."""
 
 _users_lock: Final = threading.RLock()
 """For all descriptors: a set must not grow while it is gone through, and that is over in a microsecond."""
@@ -79,16 +81,22 @@ class Descriptor:
         memory = memory_of(data)
         if memory is None:
             raise TypeError(f"not an object whose memory can be described: {type(data).__name__}")
+        self._extent = self._init_from_memory(memory)
+
+    def _init_from_memory(self, memory: Memory) -> int:
+        """Return the size that must not be exceeded."""
         self._data_ptr, self._data_size, self._data_device, self._owner, self._data_ref, self._refusal = memory
-        self._extent = memory.size
+        if self._data_ptr == 0 and self._data_size == 0:
+            # Where nothing is, some libraries say 0, which is no address on the wire.
+            self._data_ptr = _NOWHERE
+        return memory.size
 
     def _init_from_tuple(self, data: tuple[Any, ...]) -> int | None:
         """Return the size that must not be exceeded; None where only the caller knows."""
         if len(data) == 2 and isinstance(data[1], (Device, str)) and not isinstance(data[0], int):
             memory = memory_on(data[0], _device(data[1]))
             if memory is not None:
-                self._data_ptr, self._data_size, self._data_device, self._owner, self._data_ref, self._refusal = memory
-                return memory.size
+                return self._init_from_memory(memory)
         if len(data) >= 2 and isinstance(data[0], int) and isinstance(data[1], int):
             self._data_ptr, self._data_size = data[:2]
             self._data_device = _device(data[2]) if len(data) > 2 else Device((DeviceKind.HOST, 0))
@@ -232,7 +240,7 @@ class Descriptor:
 
         if not isinstance(connector, Connector):
             raise TypeError(f"memory is registered with a Connector: {type(connector).__name__}")
-        self.register_with_connector(connector._connection())
+        self.register_with_connector(connector._own_connection())
 
     def _check_connection(self, connection: Connection) -> None:
         """Raise RuntimeError if the memory is registered with another connection."""

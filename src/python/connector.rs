@@ -84,7 +84,7 @@ impl Connector {
         py.detach(|| {
             let metadata = match metadata {
                 RemoteText::Encoded(text) => RemoteMetadata::decode(&text)?,
-                RemoteText::Blob(blob) => RemoteMetadata::from_blob(blob)?,
+                RemoteText::Blob(blob) => RemoteMetadata::from_blob(&blob)?,
             };
             self.core.connect(metadata)
         })

@@ -12,21 +12,16 @@ use super::state::Resources;
 use crate::descriptor::{PieceCursor, PieceLimits, TransferPlan};
 use crate::error::{Error, Result};
 use crate::operation::{Operation, Outcome};
-use crate::peer::{Plan, RemoteMetadata};
+use crate::peer::{Plan, RemoteMetadata, Wanted};
 use crate::region::{LocalMemory, Region, Sharing};
 use crate::transport::{Progress, Request};
+use crate::types::MemoryRange;
 
 /// The size of a piece. Over shared memory a post copies inside of the call, so this bounds how long a lane is deaf
 /// (about 1 ms); smaller pieces cost throughput.
 pub(crate) const PIECE: PieceLimits = PieceLimits {
     bytes: 4 << 20,
     descriptors: 1024,
-};
-
-/// Each pair as one piece, however big, where a part of it could not be found.
-const WHOLE: PieceLimits = PieceLimits {
-    bytes: u64::MAX,
-    descriptors: 1,
 };
 
 /// The biggest transfer that its caller may drive itself. Copying this much takes about as long as handing it over.
@@ -43,6 +38,8 @@ pub(crate) struct Transfer {
     operation: Arc<Operation>,
     remote: Arc<RemoteMetadata>,
     cursor: PieceCursor,
+    /// What the requests will name at the peer; until it is loaded for them.
+    lists: Vec<Vec<MemoryRange>>,
     // In the order in which they are let go: requests, then registrations, then memory.
     in_flight: Vec<Flight>,
     regions: Vec<Region>,
@@ -91,16 +88,16 @@ impl Transfer {
         plan: TransferPlan,
         memory: Vec<LocalMemory>,
     ) -> Self {
-        // NIXL finds a region by its nearest start: behind one that lies inside of another, a part of the other is not
-        // found, while a whole always is.
-        let has_hidden_parts = plan
-            .pairs()
-            .iter()
-            .any(|pair| pair.remote.len.0 > PIECE.bytes && remote.has_region_inside(&pair.remote));
+        let cursor = PieceCursor::new(plan, PIECE);
+        let mut ahead = cursor.clone();
+        let lists = std::iter::from_fn(|| ahead.next_piece())
+            .map(|piece| piece.remote)
+            .collect();
         Self {
             operation,
             remote,
-            cursor: PieceCursor::new(plan, if has_hidden_parts { WHOLE } else { PIECE }),
+            cursor,
+            lists,
             in_flight: Vec::new(),
             regions: Vec::new(),
             memory,
@@ -119,8 +116,14 @@ impl Transfer {
     pub(crate) fn is_inline(&self, resources: &Resources) -> bool {
         self.operation.bytes_total() <= INLINE_BYTES
             && self.memory.len() <= INLINE_DESCRIPTORS
-            && self.remote.is_short()
-            && matches!(resources.peers.plan(&self.remote), Plan::Ready | Plan::Extend)
+            && matches!(resources.peers.plan(self.wanted()), Plan::Ready | Plan::Extend)
+    }
+
+    fn wanted(&self) -> Wanted<'_> {
+        Wanted {
+            metadata: &self.remote,
+            lists: &self.lists,
+        }
     }
 
     /// Ends it for its waiters, unless it has ended; pieces in flight are still driven to their end.
@@ -175,9 +178,10 @@ impl Transfer {
 
     /// False where it has to wait for its peer.
     fn start(&mut self, resources: &mut Resources) -> Result<bool> {
-        if !resources.peers.prepare(&*resources.transport, &self.remote)? {
+        if !resources.peers.prepare(&*resources.transport, self.wanted())? {
             return Ok(false);
         }
+        self.lists = Vec::new();
         for memory in &self.memory {
             self.regions.push(resources.regions.share(memory, Sharing::Any)?);
         }

@@ -190,6 +190,16 @@ impl FakeNetwork {
         Network::finds(self.registered(agent).iter(), ranges)
     }
 
+    /// Whether NIXL would find every range of a list among what `agent` has loaded of `peer`.
+    #[must_use]
+    pub fn finds_remote(&self, agent: &str, peer: &str, ranges: &[MemoryRange]) -> bool {
+        let state = self.state.lock();
+        let loaded = state
+            .current(&AgentName::new(agent))
+            .and_then(|agent| agent.peers.get(&AgentName::new(peer)));
+        loaded.is_some_and(|loaded| Network::finds(loaded.regions.keys(), ranges))
+    }
+
     /// The ranges `agent` has registered now.
     #[must_use]
     pub fn registered(&self, agent: &str) -> Vec<MemoryRange> {

@@ -5,6 +5,7 @@
 //! lock of our own serialises every call on one agent.
 
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -21,6 +22,10 @@ use crate::types::{AgentName, Direction, MemoryKind, MemoryRange};
 /// Requests that were dropped while NIXL may still have been moving their bytes, over the life of the process.
 static LEAKED_REQUESTS: AtomicU64 = AtomicU64::new(0);
 
+/// Agents are made and destroyed one at a time. Lanes that end together destroyed theirs at once, and now and then the heap
+/// was corrupt afterwards: UCX keeps what all its contexts share in places that not every part of it locks.
+static LIFE_CYCLE: Mutex<()> = Mutex::new(());
+
 /// How many requests were leaked because they were dropped in flight. Zero in a correct program.
 #[must_use]
 pub fn leaked_requests() -> u64 {
@@ -36,7 +41,7 @@ pub fn factory() -> TransportFactory {
 /// One NIXL agent on UCX, without a progress thread: it moves when it is polled.
 pub struct NixlTransport {
     name: AgentName,
-    agent: Agent,
+    agent: ManuallyDrop<Agent>,
     /// Held across every call into NIXL on this agent; owns the map that notifications are collected in.
     entry: Arc<Mutex<Inbox>>,
 }
@@ -68,6 +73,7 @@ impl NixlTransport {
                 .with_source(status)
                 .with_hint("`dynamo-nixl doctor` shows what is installed; NIXL_LOG_LEVEL=DEBUG and UCX_LOG_LEVEL=info say more")
         };
+        let _turn = LIFE_CYCLE.lock();
         let agent = Agent::new_configured(name.as_str(), &config).map_err(|status| fail("create agent", status))?;
         let parameters: &[(&str, &str)] = match flavor {
             AgentFlavor::SharedMemoryErrors => &[("engine_config", "MM_ERROR_HANDLING=y")],
@@ -80,7 +86,7 @@ impl NixlTransport {
         let inbox = Inbox(NotificationMap::new().map_err(|status| fail("create notification map", status))?);
         Ok(Self {
             name: name.clone(),
-            agent,
+            agent: ManuallyDrop::new(agent),
             entry: Arc::new(Mutex::new(inbox)),
         })
     }
@@ -115,6 +121,14 @@ impl NixlTransport {
             .with_context("peer", peer)
             .with_context("status", status_name(&status))
             .with_source(status)
+    }
+}
+
+impl Drop for NixlTransport {
+    fn drop(&mut self) {
+        let _turn = LIFE_CYCLE.lock();
+        // SAFETY: this is the drop, so the agent is not used again.
+        unsafe { ManuallyDrop::drop(&mut self.agent) };
     }
 }
 
@@ -218,7 +232,7 @@ impl Transport for NixlTransport {
             .map_err(fail)?;
         Ok(Box::new(NixlRequest {
             request: Some(request),
-            agent: self.agent.clone(),
+            agent: Agent::clone(&self.agent),
             entry: Arc::clone(&self.entry),
             peer: peer.clone(),
             descriptors: local.len(),

@@ -20,6 +20,7 @@ mod parse;
 #[cfg(test)]
 mod samples;
 mod trailer;
+mod write;
 
 pub use blob::{AgentBlob, Connection, RegionEntry, Section};
 pub use compose::compose;

@@ -121,7 +121,7 @@ CLEAN = {
         loop.run_until_complete(asyncio.sleep(0.01))
         loop.close()
         # Until the agent exists, and its news have nowhere to go.
-        connector._connection()._native.open_blocking()
+        connector._own_connection()._native.open_blocking()
         asyncio.run(exchange(5000))
     """,
     "many are opening": """

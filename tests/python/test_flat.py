@@ -86,6 +86,25 @@ def test_thousands_of_refusals(workers):
     assert owner.call(roles.wait, number) == "DONE"
 
 
+def test_memory_that_the_heap_gives_out_again(spawn, transport):
+    """Buffers of all sizes come and go at the same addresses, so what is exposed now overlaps what was exposed before.
+
+    Loading a peer anew for that would leak some 50 KiB in UCX each time, or two open files over TCP.
+    """
+    owner, reader = spawn(transport), spawn(transport)
+    before = None
+    for number in range(3_000):
+        exposed, metadata = owner.call(roles.expose_readable, [1 + number * 7919 % 9000, 64, 1 + number * 31 % 5000])
+        assert reader.call(roles.read, metadata) == ("DONE", True)
+        assert owner.call(roles.wait, exposed) == "DONE"
+        assert owner.call(roles.dispose, exposed)
+        if number == 1_000:
+            before = [measure(worker) for worker in (owner, reader)]
+    after = [measure(worker) for worker in (owner, reader)]
+    assert before is not None
+    check_flat(before, after)
+
+
 def move(owner, reader, count):
     for batch in range(count // BATCH):
         exposed = owner.call(expose_batch, batch)

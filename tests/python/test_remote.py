@@ -64,7 +64,7 @@ def test_arguments(value, error):
     with pytest.raises(error):
         Remote.decode_metadata(value)
     with pytest.raises(error):
-        Remote(connector._connection(), value)
+        Remote(connector._own_connection(), value)
     with pytest.raises(TypeError):
         Remote(connector, "b64:")
     gc.collect()
@@ -86,7 +86,7 @@ async def own_name(here):
 
 def load(here, nixl_metadata):
     """In a thread without a loop, as workers' helpers are."""
-    connection = here.connector._connection()
+    connection = here.connector._own_connection()
     with Remote(connection, nixl_metadata) as remote:
         assert remote.connection is connection
         assert str(remote) == remote.name
