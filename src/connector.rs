@@ -13,13 +13,13 @@ use crate::exposure::Exposure;
 use crate::handle::{OperationHandle, Side};
 use crate::operation::Operation;
 use crate::peer::RemoteMetadata;
-use crate::process::Origin;
+use crate::process::{self, Origin};
 use crate::reactor::closing::{Closing, ClosingOrder};
 use crate::reactor::lane::Lane;
 use crate::reactor::state::closed;
 use crate::reactor::thread;
 use crate::reactor::transfer::Transfer;
-use crate::region::{LocalMemory, Region};
+use crate::region::{KeepAlive, LocalMemory, Region};
 use crate::transport::{AgentFlavor, TransportFactory, nixl};
 use crate::types::{AgentName, Direction, MemoryRange, OperationKey};
 use crate::wire::limits;
@@ -124,6 +124,14 @@ impl Connector {
         &self.inner.name
     }
 
+    /// Whether this process may use the connector.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Closed`] in a process that was forked off one that had used NIXL.
+    pub fn check_process(&self) -> Result<()> {
+        self.inner.refuse_forked()
+    }
+
     /// Makes the control agent, if need be, and waits for it: half a second the first time. From any thread, any number
     /// of times.
     ///
@@ -197,7 +205,7 @@ impl Connector {
         Ok(OperationHandle::new(
             operation,
             Side::Active(Arc::clone(&lane)),
-            self.clone(),
+            self.keep_alive(),
         ))
     }
 
@@ -211,7 +219,11 @@ impl Connector {
         let nobody = OperationKey::new(Vec::new());
         let operation = Operation::new(Direction::Read, nobody, Some(metadata.agent().clone()), 0);
         lane.start(Transfer::connecting(Arc::clone(&operation), Arc::new(metadata)));
-        Ok(OperationHandle::new(operation, Side::Active(lane), self.clone()))
+        Ok(OperationHandle::new(operation, Side::Active(lane), self.keep_alive()))
+    }
+
+    fn keep_alive(&self) -> KeepAlive {
+        Arc::clone(&self.inner) as KeepAlive
     }
 
     /// The lane for transfers with the peer of this metadata.
@@ -262,7 +274,11 @@ impl Connector {
         let operation = Operation::new(direction, OperationKey::random(), None, total);
         let generation = self.inner.generation.fetch_add(1, Ordering::Relaxed);
         let exposure = Exposure::start(Arc::clone(&operation), lane, local, generation)?;
-        Ok(OperationHandle::new(operation, Side::Passive(exposure), self.clone()))
+        Ok(OperationHandle::new(
+            operation,
+            Side::Passive(exposure),
+            self.keep_alive(),
+        ))
     }
 
     /// Registers memory with the control agent for as long as the region returned lives, so that operations on it or on
@@ -396,15 +412,15 @@ impl Inner {
     /// # Errors
     /// [`ErrorKind::Closed`] in a child that inherited the connector.
     fn refuse_forked(&self) -> Result<()> {
-        if self.origin.is_here() {
+        if self.origin.is_here() && process::may_use_nixl() {
             return Ok(());
         }
         Err(Error::new(
             ErrorKind::Closed,
             "use connector",
-            "the connector was made before this process was forked off, and stays with its parent",
+            "this process was forked off one that had used NIXL, and shares with it what cannot be shared",
         )
-        .with_hint("make a new Connector here"))
+        .with_hint("start processes with multiprocessing's `spawn`, or use no connector before the fork"))
     }
 
     fn lanes(&self) -> Vec<Arc<Lane>> {

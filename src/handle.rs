@@ -1,27 +1,27 @@
 //! An operation as its owner holds it.
 
+use std::fmt;
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
-use crate::connector::Connector;
 use crate::error::{Error, ErrorKind, Result};
 use crate::exposure::Exposure;
 use crate::operation::{Operation, Outcome};
 use crate::process::Origin;
 use crate::reactor::lane::Lane;
+use crate::region::KeepAlive;
 use crate::wire::Encoding;
 
 /// An operation as its owner holds it. Dropping it cancels the operation, if it is unfinished; the wire's last pieces are
 /// still driven to their end with their memory pinned.
 ///
 /// In a child process that inherited it, it does nothing and lets nothing go.
-#[derive(Debug)]
 pub struct OperationHandle {
     operation: Arc<Operation>,
     origin: Origin,
     side: ManuallyDrop<Side>,
     /// An operation outlives its connector's last other holder.
-    connector: ManuallyDrop<Connector>,
+    connector: ManuallyDrop<KeepAlive>,
 }
 
 #[derive(Debug)]
@@ -31,7 +31,7 @@ pub(crate) enum Side {
 }
 
 impl OperationHandle {
-    pub(crate) fn new(operation: Arc<Operation>, side: Side, connector: Connector) -> Self {
+    pub(crate) fn new(operation: Arc<Operation>, side: Side, connector: KeepAlive) -> Self {
         Self {
             operation,
             origin: Origin::here(),
@@ -81,6 +81,16 @@ impl OperationHandle {
                 !was_finished
             }
         }
+    }
+}
+
+impl fmt::Debug for OperationHandle {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("OperationHandle")
+            .field("operation", &self.operation)
+            .field("side", &self.side)
+            .finish_non_exhaustive()
     }
 }
 

@@ -4,6 +4,16 @@
 //! may neither use nor take apart, only leave alone.
 
 use std::process;
+use std::sync::OnceLock;
+
+/// The process that used NIXL first.
+static FIRST_USE: OnceLock<Origin> = OnceLock::new();
+
+/// Whether this process may use NIXL: not where one did that it was forked off, since half of what NIXL and UCX set up for
+/// a process are threads, which a child has none of.
+pub(crate) fn may_use_nixl() -> bool {
+    FIRST_USE.get_or_init(Origin::here).is_here()
+}
 
 /// The process that made an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

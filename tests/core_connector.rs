@@ -140,6 +140,46 @@ fn a_peer_that_an_agent_cannot_load_any_more_is_reached_through_a_spare() {
     assert!(owner.close(LIMIT) && reader.close(LIMIT));
 }
 
+/// Metadata that nobody can load must not make a connector lose sight of what is under way.
+#[test]
+fn a_spare_that_is_replaced_is_driven_counted_and_closed() {
+    let (network, reader, owner) = pair();
+    let other = Connector::with_factory("other", network.factory());
+    let (remote, local) = (Buffer::patterned(12 << 20, 1), Buffer::patterned(12 << 20, 0));
+    let exposed = owner.expose(Direction::Read, vec![remote.memory()]).unwrap();
+    network.fail("reader", Call::Load, 1);
+    assert_eq!(
+        finished(&begin(&reader, Direction::Read, &exposed, &remote, &local)),
+        Status::Errored
+    );
+    network.set_completion(Completion::Held);
+    let moving = begin(&reader, Direction::Read, &exposed, &remote, &local);
+    eventually("a piece is posted", || network.in_flight() > 0);
+
+    let (small, target) = (Buffer::patterned(4096, 1), Buffer::patterned(4096, 0));
+    let offered = other.expose(Direction::Read, vec![small.memory()]).unwrap();
+    for agent in ["reader", "reader-spare-0"] {
+        network.fail(agent, Call::Load, 1);
+        assert_eq!(
+            finished(&begin(&reader, Direction::Read, &offered, &small, &target)),
+            Status::Errored
+        );
+    }
+    let through_the_next = begin(&reader, Direction::Read, &offered, &small, &target);
+    eventually("the next spare moves it", || reader.stats().transfers == 2);
+    assert_eq!(moving.operation().status(), Status::InProgress);
+    network.release_all();
+    assert_eq!(
+        (finished(&moving), finished(&through_the_next)),
+        (Status::Complete, Status::Complete)
+    );
+    assert!(local.is_patterned(1));
+    drop((moving, through_the_next, exposed, offered));
+    assert!(owner.close(LIMIT) && other.close(LIMIT) && reader.close(LIMIT));
+    assert!(network.agents().is_empty(), "every agent is closed");
+    assert_eq!(network.violations(), [""; 0]);
+}
+
 #[test]
 fn dropping_the_handle_cancels_and_keeps_the_memory_while_pieces_move() {
     let (network, reader, owner) = pair();

@@ -28,6 +28,9 @@ class Exported(NamedTuple):
     kind: DeviceKind
     ordinal: int
     is_read_only: bool
+    shape: list[int]
+    strides: list[int] | None
+    """In elements; None: one behind the other."""
 
 
 class _Tensor(ctypes.Structure):
@@ -66,7 +69,7 @@ def export(data: Any) -> Exported:
     Raises
     ------
     ValueError
-        If the memory is not contiguous, or on a device that NIXL does not know.
+        If the memory is on a device that NIXL does not know, or the version is unknown.
     """
     try:
         capsule = data.__dlpack__(max_version=(1, 0))
@@ -90,8 +93,6 @@ def export(data: Any) -> Exported:
     elements = 1
     for extent in shape:
         elements *= extent
-    if elements and tensor.strides and not _is_contiguous(shape, tensor.strides[: tensor.ndim]):
-        raise ValueError("memory given by DLPack must be contiguous (row-major)")
     return Exported(
         capsule=capsule,
         ptr=(tensor.data or 0) + tensor.byte_offset,
@@ -99,16 +100,9 @@ def export(data: Any) -> Exported:
         kind=kind,
         ordinal=0 if kind is DeviceKind.HOST else tensor.device_id,
         is_read_only=is_read_only,
+        shape=shape,
+        strides=tensor.strides[: tensor.ndim] if tensor.strides else None,
     )
-
-
-def _is_contiguous(shape: list[int], strides: list[int]) -> bool:
-    expected = 1
-    for extent, stride in zip(reversed(shape), reversed(strides), strict=True):
-        if extent != 1 and stride != expected:
-            return False
-        expected *= extent
-    return True
 
 
 def _is_named(capsule: object, name: bytes) -> bool:

@@ -102,7 +102,7 @@ def ensure_loaded() -> None:
             _core.load_library(candidate.path)
         except ImportError as error:
             if candidate.path == LIBRARY:
-                raise ImportError(_not_found(search, error)) from None
+                raise ImportError(_not_found(search, error)) from error
             raise ImportError(
                 f"NIXL could not be loaded from {candidate.path} ({candidate.origin}): {error}\n"
                 f"{_advice(search.cuda_major)}"
@@ -289,7 +289,11 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def _not_found(search: Search, error: ImportError) -> str:
     looked = "\n".join(f"  - {miss}" for miss in [*search.misses, f"the loader's search path: {error}"])
-    return f"NIXL was not found, looked for {LIBRARY}:\n{looked}\n{_advice(search.cuda_major)}"
+    # The first words are upstream's: workers look for them.
+    return (
+        f"NIXL Python bindings must be installed: NIXL was not found, looked for {LIBRARY}:\n{looked}\n"
+        f"{_advice(search.cuda_major)}"
+    )
 
 
 def _advice(cuda_major: int | None) -> str:

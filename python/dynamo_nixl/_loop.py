@@ -48,9 +48,12 @@ async def wait(operation: _core.Operation, phase: int, timeout: float | None = N
     try:
         if timeout is None:
             await future
-        else:
+            return
+        try:
             async with asyncio.timeout(timeout):
                 await future
+        except TimeoutError:
+            raise TimeoutError(f"no end within {timeout:g} s; the operation goes on") from None
     except BaseException:
         # Cancelled, or the coroutine was closed: nobody will look at this future again.
         hub.forget(ticket)

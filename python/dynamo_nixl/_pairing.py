@@ -26,7 +26,14 @@ def check_remote_metadata(metadata: Any) -> RdmaMetadata:
         return metadata
     if _is_upstreams(metadata, "RdmaMetadata"):
         return RdmaMetadata.model_validate(metadata.model_dump())
-    raise TypeError(f"expected the RdmaMetadata of a peer: {type(metadata).__name__}")
+    hint = ""
+    if isinstance(metadata, Descriptor | list):
+        hint = "; the order is begin_read(metadata, descriptors) and begin_write(descriptors, metadata)"
+    elif isinstance(metadata, str | bytes):
+        hint = "; make it with RdmaMetadata.model_validate_json"
+    elif isinstance(metadata, dict):
+        hint = "; make it with RdmaMetadata.model_validate"
+    raise TypeError(f"expected the RdmaMetadata of a peer, got {type(metadata).__name__}{hint}")
 
 
 def local_descriptors_of(descriptors: Any) -> Descriptor | list[Descriptor]:
@@ -40,7 +47,7 @@ def local_descriptors_of(descriptors: Any) -> Descriptor | list[Descriptor]:
     if isinstance(descriptors, Descriptor):
         return descriptors
     if not isinstance(descriptors, list):
-        return _ours(descriptors, "expected a Descriptor or a list of them")
+        return _ours(descriptors, "expected a Descriptor or a list of them, got")
     return [
         item if isinstance(item, Descriptor) else _ours(item, f"expected a list of Descriptor, item {index} is")
         for index, item in enumerate(descriptors)
@@ -49,7 +56,8 @@ def local_descriptors_of(descriptors: Any) -> Descriptor | list[Descriptor]:
 
 def _ours(descriptor: Any, complaint: str) -> Descriptor:
     if not _is_upstreams(descriptor, "Descriptor"):
-        raise TypeError(f"{complaint}: {type(descriptor).__name__}")
+        hint = "; wrap each tensor in Descriptor(...), or all with Descriptor.from_tensors([...])"
+        raise TypeError(f"{complaint} {type(descriptor).__name__}{hint}")
     described = descriptor._data_ref
     if described is not None:
         # By the object itself, if it is one, since upstream does not say whether it may be written to.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from functools import cached_property
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 from weakref import WeakSet
 
@@ -12,7 +13,7 @@ from ._pairing import check_remote_metadata, local_descriptors_of
 from .connection import EXIT_PATIENCE, Connection
 from .errors import ConnectorClosedError
 from .kinds import OperationKind
-from .operations import ActiveOperation, ReadableOperation, ReadOperation, WritableOperation, WriteOperation
+from .operations import AbstractOperation, ReadableOperation, ReadOperation, WritableOperation, WriteOperation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
     from .metadata import RdmaMetadata
 
 
-_Active = TypeVar("_Active", bound=ActiveOperation)
+_Operation = TypeVar("_Operation", bound=AbstractOperation)
 
 _LONG_METADATA: Final = 4 * 1024
-"""Characters. So many hold about fifty regions, or a few MB of a hostile peer's zeros: milliseconds at worst."""
+"""Characters. So many hold up to a thousand regions of ours, or a few MB of a hostile peer's zeros."""
+_MANY_DESCRIPTORS: Final = 128
+"""Each costs some microseconds on the way in; more of them go that way off the loop's thread."""
 
 
 class Connector:
@@ -74,9 +77,9 @@ class Connector:
         """The name of this machine."""
         return self._hostname
 
-    @property
+    @cached_property
     def is_cuda_available(self) -> bool:
-        """Whether there is a CUDA driver and a device that this process may use."""
+        """Whether there is a CUDA driver and a device that this process may use; found out once."""
         from . import _cuda
 
         return _cuda.is_available()
@@ -107,7 +110,7 @@ class Connector:
         for connection in self._close():
             connection._native.begin_close(EXIT_PATIENCE)
 
-    async def aclose(self, deadline: float = EXIT_PATIENCE) -> None:
+    async def aclose(self, *, deadline: float = EXIT_PATIENCE) -> None:
         """As `close`, and wait until all of it is done, off the loop's thread.
 
         Parameters
@@ -127,6 +130,7 @@ class Connector:
             return list(self._connections)
 
     async def __aenter__(self) -> Self:
+        self._refuse_closed()
         return self
 
     async def __aexit__(
@@ -177,9 +181,10 @@ class Connector:
         remote_metadata = check_remote_metadata(remote_metadata)
         local_descriptors = local_descriptors_of(local_descriptors)
         if remote_metadata.operation_kind != OperationKind.READ:
-            raise RuntimeError("the peer's memory is exposed for writing, not for reading")
+            raise RuntimeError(_wrong_kind(remote_metadata, "reading"))
         connection = await self._create_connection()
-        return await _begin(lambda: ReadOperation(connection, remote_metadata, local_descriptors), remote_metadata)
+        is_long = _is_long(local_descriptors, remote_metadata)
+        return await _made(lambda: ReadOperation(connection, remote_metadata, local_descriptors), is_long=is_long)
 
     async def begin_write(
         self,
@@ -221,9 +226,10 @@ class Connector:
         remote_metadata = check_remote_metadata(remote_metadata)
         local_descriptors = local_descriptors_of(local_descriptors)
         if remote_metadata.operation_kind != OperationKind.WRITE:
-            raise RuntimeError("the peer's memory is exposed for reading, not for writing")
+            raise RuntimeError(_wrong_kind(remote_metadata, "writing"))
         connection = await self._create_connection()
-        return await _begin(lambda: WriteOperation(connection, local_descriptors, remote_metadata), remote_metadata)
+        is_long = _is_long(local_descriptors, remote_metadata)
+        return await _made(lambda: WriteOperation(connection, local_descriptors, remote_metadata), is_long=is_long)
 
     async def create_readable(self, local_descriptors: Descriptor | list[Descriptor]) -> ReadableOperation:
         """Let one peer read local memory, once.
@@ -253,9 +259,8 @@ class Connector:
         """
         local_descriptors = local_descriptors_of(local_descriptors)
         connection = await self._create_connection()
-        operation = ReadableOperation(connection, local_descriptors)
-        await operation._wait_until_started()
-        return operation
+        is_long = _is_long(local_descriptors)
+        return await _made(lambda: ReadableOperation(connection, local_descriptors), is_long=is_long)
 
     async def create_writable(self, local_descriptors: Descriptor | list[Descriptor]) -> WritableOperation:
         """Let one peer write into local memory, once.
@@ -285,9 +290,8 @@ class Connector:
         """
         local_descriptors = local_descriptors_of(local_descriptors)
         connection = await self._create_connection()
-        operation = WritableOperation(connection, local_descriptors)
-        await operation._wait_until_started()
-        return operation
+        is_long = _is_long(local_descriptors)
+        return await _made(lambda: WritableOperation(connection, local_descriptors), is_long=is_long)
 
     async def _create_connection(self) -> Connection:
         """Get the one connection of this connector, opened. Workers call this, and override it."""
@@ -303,11 +307,14 @@ class Connector:
             raise
         return connection
 
+    def _refuse_closed(self) -> None:
+        if self._is_closed:
+            raise ConnectorClosedError(f"the connector is closed: {self._worker_id}")
+
     def _own_connection(self) -> Connection:
         """Get the one connection of this connector, opened or not."""
         with self._connection_lock:
-            if self._is_closed:
-                raise ConnectorClosedError(f"the connector is closed: {self._worker_id}")
+            self._refuse_closed()
             connection = self._shared_connection
             if connection is None:
                 self._connection_count += 1
@@ -330,15 +337,29 @@ class Connector:
         return f"Connector(worker_id='{self._worker_id}', hostname={self._hostname})"
 
 
-async def _begin(make: Callable[[], _Active], remote_metadata: RdmaMetadata) -> _Active:
-    """Make an active operation and wait until it has got going."""
-    if len(remote_metadata.nixl_metadata) > _LONG_METADATA:
-        # Upstream lists all of an agent's regions: with thousands of them, decoding would hold up the loop.
-        operation = await _loop.run_off_loop(make)
-    else:
-        operation = make()
+async def _made(make: Callable[[], _Operation], *, is_long: bool) -> _Operation:
+    """Make an operation and wait until it has got going."""
+    operation = await _loop.run_off_loop(make) if is_long else make()
     await operation._wait_until_started()
     return operation
+
+
+def _is_long(descriptors: Descriptor | list[Descriptor], metadata: RdmaMetadata | None = None) -> bool:
+    """Whether making an operation of this takes so long that the loop should not wait for it.
+
+    Upstream lists all of an agent's regions in its metadata: with thousands of them, decoding takes milliseconds.
+    """
+    if metadata is not None and len(metadata.nixl_metadata) > _LONG_METADATA:
+        return True
+    return isinstance(descriptors, list) and len(descriptors) > _MANY_DESCRIPTORS
+
+
+def _wrong_kind(metadata: RdmaMetadata, wanted: str) -> str:
+    if metadata.operation_kind == OperationKind.READ:
+        return f"the peer's memory is exposed for reading, not for {wanted}"
+    if metadata.operation_kind == OperationKind.WRITE:
+        return f"the peer's memory is exposed for writing, not for {wanted}"
+    return f"the metadata does not expose memory for {wanted}, its operation_kind is {metadata.operation_kind}"
 
 
 def _random_name() -> str:

@@ -145,8 +145,10 @@ class Descriptor:
         for name, tensor in named(tensors):
             try:
                 descriptors.append(Descriptor(tensor))
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"tensor {name!r}: {error}") from error
+            except TypeError as error:
+                raise TypeError(f"tensor {name!r}: {error}") from error
+            except ValueError as error:
+                raise ValueError(f"tensor {name!r}: {error}") from error
         return descriptors
 
     @property
@@ -171,10 +173,14 @@ class Descriptor:
         True from the beginning of an operation until it is disposed of (as upstream): its `with` block ended, or its
         last reference is gone. And as long as it is registered by `register_with_connector`, which no operation ends.
         """
-        if self._registration is not None:
-            return True
+        return self._standing_registration() is not None or self._is_used(None)
+
+    def _is_used(self, connection: Connection | None) -> bool:
+        """Whether an operation, of that connection or of any, holds the memory."""
         with _users_lock:
-            return self._users is not None and any(not user._is_disposed for user in self._users)
+            return self._users is not None and any(
+                not user._is_disposed and connection in (None, user._connection) for user in self._users
+            )
 
     def register_with_connector(self, connection: Connection) -> None:
         """Register the memory once, for all operations that use it or the beginning of it.
@@ -199,8 +205,8 @@ class Descriptor:
             If NIXL refuses.
         """
         _check_connection(connection)
+        self._check_connection(connection)
         if self._registration is not None:
-            self._check_connection(connection)
             return
         kind, ordinal, ptr, size, owner = self._local_range(is_destination=False)
         whole = size if self._extent is None else self._extent
@@ -209,7 +215,9 @@ class Descriptor:
         self._registration = (connection, region)
 
     def deregister_with_connector(self, connection: Connection) -> None:
-        """End what `register_with_connector` began. Operations under way keep the memory registered for themselves.
+        """End what `register_with_connector` began. Operations keep the memory registered for themselves.
+
+        Does nothing where it was an operation of that connection that registered the memory.
 
         Raises
         ------
@@ -219,12 +227,13 @@ class Descriptor:
             If the descriptor is not registered with it.
         """
         _check_connection(connection)
-        if self._registration is None:
-            raise RuntimeError("the descriptor is not registered with this connection")
         self._check_connection(connection)
-        _, region = self._registration
-        self._registration = None
-        region.release()
+        if self._registration is not None:
+            _, region = self._registration
+            self._registration = None
+            region.release()
+        elif not self._is_used(connection):
+            raise RuntimeError("the descriptor is not registered with this connection")
 
     def register_memory(self, connector: Connector) -> None:
         """Register with a connector's own connection: the name that upstream's documentation still uses.
@@ -244,8 +253,18 @@ class Descriptor:
 
     def _check_connection(self, connection: Connection) -> None:
         """Raise RuntimeError if the memory is registered with another connection."""
-        if self._registration is not None and self._registration[0] is not connection:
-            raise RuntimeError(f"the descriptor is registered with another connection: {self._registration[0]}")
+        registration = self._standing_registration()
+        if registration is not None and registration[0] is not connection:
+            raise RuntimeError(
+                f"the descriptor is registered with another connection, {registration[0]}; "
+                "use deregister_with_connector with that one first"
+            )
+
+    def _standing_registration(self) -> tuple[Connection, Region] | None:
+        """Get the registration, unless it went with its connection."""
+        if self._registration is not None and not self._registration[1].is_registered:
+            self._registration = None
+        return self._registration
 
     @property
     def metadata(self) -> SerializedDescriptor:
@@ -292,7 +311,8 @@ def _check_connection(connection: object) -> None:
     from .connection import Connection
 
     if not isinstance(connection, Connection):
-        raise TypeError(f"memory is registered with a Connection: {type(connection).__name__}")
+        hint = "; use register_memory(connector)" if hasattr(connection, "_create_connection") else ""
+        raise TypeError(f"memory is registered with a Connection, got {type(connection).__name__}{hint}")
 
 
 def _device(value: object) -> Device:

@@ -7,7 +7,18 @@ argument types stay `TypeError`, arguments that do not fit each other `ValueErro
 
 
 class NixlConnectError(RuntimeError):
-    """The base of every failure of a connector, an operation or NIXL itself."""
+    """The base of every failure of a connector, an operation or NIXL itself.
+
+    Attributes
+    ----------
+    phase
+        The step that failed, such as `"load peer"` or `"post transfer"`; None where there is none.
+    status
+        NIXL's status as its C API names it, such as `"NIXL_CAPI_ERROR_BACKEND"`; None where NIXL had no part in it.
+    """
+
+    phase: str | None = None
+    status: str | None = None
 
 
 class TransferError(NixlConnectError):

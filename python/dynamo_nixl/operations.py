@@ -19,8 +19,7 @@ from ._pairing import (
     remote_ranges,
 )
 from .connection import Connection
-from .device import Device
-from .kinds import DeviceKind, OperationKind, OperationStatus
+from .kinds import OperationKind, OperationStatus
 from .remote import Remote
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ class AbstractOperation(ABC):
         return OperationStatus(self._native.status)
 
     @abstractmethod
-    async def wait_for_completion(self, timeout: float | None = None) -> None:
+    async def wait_for_completion(self, *, timeout: float | None = None) -> None:
         """Wait until the operation has ended."""
 
     def cancel(self) -> None:
@@ -92,6 +91,8 @@ class AbstractOperation(ABC):
         self._native.cancel()
 
     async def _finish(self, timeout: float | None) -> None:
+        if timeout is not None and not isinstance(timeout, int | float):
+            raise TypeError(f"a timeout is a number of seconds or None, got {type(timeout).__name__}")
         if not self._native.has_finished:
             await _loop.wait(self._native, _core.FINISHED, timeout)
         self._native.raise_for_outcome()
@@ -154,7 +155,7 @@ class ActiveOperation(AbstractOperation):
             self._remote = Remote._of_operation(self._connection, self._native.peer or "")
         return self._remote
 
-    async def wait_for_completion(self, timeout: float | None = None) -> None:
+    async def wait_for_completion(self, *, timeout: float | None = None) -> None:
         """Wait until all bytes are where they belong: here after a read, at the peer after a write.
 
         Returns at once if they are, and also if the operation was cancelled (as upstream): `status` tells. Any number
@@ -177,7 +178,8 @@ class ActiveOperation(AbstractOperation):
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}(operation_kind={self._operation_kind}, "
-            f"local_descriptors={self._local_descriptors}, remote_descriptors={self._remote_descriptors}, "
+            f"local_descriptors={_alone(self._local_descriptors)}, "
+            f"remote_descriptors={_alone(self._remote_descriptors)}, "
             f"notification_key='{self._native.notification_key}', remote='{self._native.peer}', "
             f"status='{self.status}')"
         )
@@ -271,6 +273,7 @@ class PassiveOperation(AbstractOperation):
     ) -> None:
         _check_connection(connection)
         local_descriptors = local_descriptors_of(local_descriptors)
+        self._is_list = isinstance(local_descriptors, list)
         local = as_list(local_descriptors)
         ranges = local_ranges(local, connection, is_destination=operation_kind is OperationKind.WRITE)
         connection._open_blocking()
@@ -280,9 +283,9 @@ class PassiveOperation(AbstractOperation):
         )
         super().__init__(connection, operation_kind, local, native)
         # What was exposed, for the metadata: the descriptors may be resized for another operation meanwhile.
-        self._exposed = [(Device((DeviceKind(kind), ordinal)), ptr, size) for kind, ordinal, ptr, size, _ in ranges]
+        self._exposed = [(str(each.device), each.ptr, each.size) for each in local]
 
-    async def wait_for_completion(self, timeout: float | None = None) -> None:
+    async def wait_for_completion(self, *, timeout: float | None = None) -> None:
         """Wait until a peer reports that it has moved all bytes.
 
         Returns at once if one has, and also if the operation was cancelled (as upstream): `status` tells. Any number of
@@ -330,7 +333,7 @@ class PassiveOperation(AbstractOperation):
                 self._native.raise_for_outcome()
         return RdmaMetadata(
             descriptors=[
-                SerializedDescriptor(device=str(device), ptr=ptr, size=size) for device, ptr, size in self._exposed
+                SerializedDescriptor(device=device, ptr=ptr, size=size) for device, ptr, size in self._exposed
             ],
             nixl_metadata=self._native.metadata(hex_encode),
             notification_key=self._native.notification_key,
@@ -338,9 +341,10 @@ class PassiveOperation(AbstractOperation):
         )
 
     def __repr__(self) -> str:
+        shown = self._local_descriptors if self._is_list else self._local_descriptors[0]
         return (
             f"{type(self).__name__}(operation_kind={self._operation_kind}, "
-            f"local_descriptors={self._local_descriptors}, "
+            f"local_descriptors={shown}, "
             f"notification_key='{self._native.notification_key}', status='{self.status}')"
         )
 
@@ -387,6 +391,11 @@ class WritableOperation(PassiveOperation):
 
     def __init__(self, connection: Connection, local_descriptors: Descriptor | list[Descriptor]) -> None:
         super().__init__(connection, OperationKind.WRITE, local_descriptors)
+
+
+def _alone(descriptors: list[Descriptor]) -> Descriptor | list[Descriptor]:
+    """Take the only one out of its list, as upstream shows it."""
+    return descriptors[0] if len(descriptors) == 1 else descriptors
 
 
 def _check_connection(connection: object) -> None:

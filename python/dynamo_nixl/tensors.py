@@ -68,7 +68,7 @@ def memory_on(data: object, device: Device) -> Memory | None:
     Raises
     ------
     ValueError
-        If the array had to be copied, and the copy cannot be on that device.
+        If the array is not contiguous.
     """
     for name in ("numpy", "cupy"):
         module = sys.modules.get(name)
@@ -80,8 +80,8 @@ def memory_on(data: object, device: Device) -> Memory | None:
         if not _has_cuda_interface(data):
             return None
         memory = _cuda_array(data, device)
-    if memory.reference is not data and device.kind is not memory.device.kind:
-        raise ValueError(f"a non-contiguous array cannot be described as memory of {device}")
+    if memory.reference is not data:
+        raise ValueError("a non-contiguous array cannot be paired with a device: the copy would be somewhere else")
     return memory._replace(device=device)
 
 
@@ -98,7 +98,7 @@ def named(tensors: object) -> Iterator[tuple[object, object]]:
     elif isinstance(tensors, Sequence) and not isinstance(tensors, str | bytes | bytearray | memoryview):
         yield from enumerate(tensors)
     else:
-        raise TypeError(f"expected a sequence or a mapping of tensors: {type(tensors).__name__}")
+        raise TypeError(f"expected a sequence or a mapping of tensors, such as a list, got {type(tensors).__name__}")
 
 
 def _tensor(torch: ModuleType, tensor: Any) -> Memory:
@@ -162,12 +162,8 @@ def _cuda_array(data: Any, device: Device | None) -> Memory:
     for extent in shape:
         size *= extent
     strides = interface.get("strides")
-    if strides is not None and size > 0:
-        expected = item
-        for extent, stride in zip(reversed(shape), reversed(strides), strict=True):
-            if extent != 1 and stride != expected:
-                raise ValueError("memory given by __cuda_array_interface__ must be contiguous (row-major)")
-            expected *= extent
+    if strides is not None and size > 0 and not is_row_major(shape, strides, item):
+        raise ValueError("memory given by __cuda_array_interface__ must be contiguous (row-major)")
     if device is None:
         from . import _cuda
 
@@ -180,11 +176,23 @@ def _cuda_array(data: Any, device: Device | None) -> Memory:
     return Memory(ptr, size, device, data, data, _READ_ONLY if is_read_only else None)
 
 
+def is_row_major(shape: Sequence[int], strides: Sequence[int], item: int) -> bool:
+    """Whether elements, each `item` away from the next in the unit of the strides, lie one behind the other."""
+    expected = item
+    for extent, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if extent != 1 and stride != expected:
+            return False
+        expected *= extent
+    return True
+
+
 def _dlpack(data: object) -> Memory:
     # Loads ctypes, as below.
     from . import _dlpack as dlpack
 
     exported = dlpack.export(data)
+    if exported.strides is not None and exported.size > 0 and not is_row_major(exported.shape, exported.strides, 1):
+        raise ValueError("memory given by DLPack must be contiguous (row-major)")
     return Memory(
         ptr=exported.ptr,
         size=exported.size,

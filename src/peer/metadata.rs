@@ -114,7 +114,8 @@ impl RemoteMetadata {
                 .with_context("peer", self.agent())
                 .with_context("index", index)
                 .with_context("address", format_args!("{:?}", range.addr))
-                .with_context("bytes", range.len.0));
+                .with_context("bytes", range.len.0)
+                .with_context("memory", format_args!("{:?}:{}", range.kind, range.device)));
             }
         }
         Ok(())

@@ -50,6 +50,8 @@ impl Connector {
 
     fn open<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let core = self.core.clone();
+        // First of all: a forked child has the runtime below, but not its threads.
+        core.check_process().map_err(|error| to_exception(py, &error))?;
         into_asyncio(py, async move { core.opening().await })
     }
 

@@ -1,6 +1,7 @@
 //! The core's errors as Python exceptions.
 
 use pyo3::exceptions::{PyImportError, PyValueError};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
@@ -18,7 +19,14 @@ pub(super) fn to_exception(py: Python<'_>, error: &Error) -> PyErr {
         ErrorKind::Closed => "ConnectorClosedError",
         ErrorKind::Backend => "NixlConnectError",
     };
-    match class_named(py, class).and_then(|class| class.call1((text,))) {
+    let made = class_named(py, class).and_then(|class| {
+        let exception = class.call1((text,))?;
+        exception.setattr(intern!(py, "phase"), error.operation())?;
+        let status = error.context().iter().find(|(key, _)| *key == "status");
+        exception.setattr(intern!(py, "status"), status.map(|(_, status)| status))?;
+        Ok(exception)
+    });
+    match made {
         Ok(exception) => PyErr::from_value(exception),
         // The package is broken: that is what has to be told.
         Err(failure) => failure,

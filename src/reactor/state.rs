@@ -12,9 +12,9 @@ use crate::peer::PeerTable;
 use crate::region::{Region, RegionTable};
 use crate::transport::Transport;
 
-/// How long a lane that closes goes on driving a notification that was sent by itself. Connecting to a peer that looks at
-/// the wire every 10 ms takes a few turns.
-const NOTIFICATION_GRACE: Duration = Duration::from_millis(250);
+/// How long a lane that closes goes on driving what no request tells of. Connecting to a peer that looks at the wire every
+/// 10 ms takes a few turns.
+const UNHEARD_GRACE: Duration = Duration::from_millis(250);
 
 /// An agent and what is known of its memory and peers.
 #[derive(Debug)]
@@ -22,8 +22,8 @@ pub(crate) struct Resources {
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) peers: PeerTable,
     pub(crate) regions: Arc<RegionTable>,
-    /// When a notification was last sent by itself. No request tells when it has left.
-    pub(crate) last_bare_notification: Option<Instant>,
+    /// When a peer was last connected to, or notified, without a request that tells when that is over.
+    pub(crate) last_unheard: Option<Instant>,
 }
 
 /// One lane's state. Whoever holds its lock drives the lane: its thread, or a caller with a small transfer.
@@ -49,7 +49,7 @@ impl LaneState {
                 transport,
                 peers,
                 regions,
-                last_bare_notification: None,
+                last_unheard: None,
             },
             dispatcher,
             transfers: Vec::new(),
@@ -133,10 +133,10 @@ impl LaneState {
         }
     }
 
-    /// Whether the wire is given a little longer: for a notification that may wait for its connection.
+    /// Whether the wire is given a little longer, since something may still be on its way that no request tells of.
     pub(crate) fn lingers(&self, now: Instant) -> bool {
-        let sent = self.resources.last_bare_notification;
-        sent.is_some_and(|sent| now.duration_since(sent) < NOTIFICATION_GRACE)
+        let sent = self.resources.last_unheard;
+        sent.is_some_and(|sent| now.duration_since(sent) < UNHEARD_GRACE)
     }
 
     /// How many transfers the wire is not done with.
@@ -161,5 +161,5 @@ impl LaneState {
 }
 
 pub(crate) fn closed() -> Error {
-    Error::new(ErrorKind::Closed, "connector", "the connector is closed")
+    Error::new(ErrorKind::Closed, "use connector", "it is closed")
 }

@@ -222,12 +222,14 @@ impl Transfer {
             if !self.in_flight.is_empty() {
                 return Ok(false);
             }
-            if self.operation.bytes_total() == 0 && !self.operation.key().is_empty() {
-                // No byte moves, so no request could carry the notification.
-                resources
-                    .transport
-                    .notify(self.remote.agent(), self.operation.key().as_bytes())?;
-                resources.last_bare_notification = Some(Instant::now());
+            if self.operation.bytes_total() == 0 {
+                if !self.operation.key().is_empty() {
+                    // No byte moves, so no request could carry the notification.
+                    resources
+                        .transport
+                        .notify(self.remote.agent(), self.operation.key().as_bytes())?;
+                }
+                resources.last_unheard = Some(Instant::now());
             }
             self.operation.finish(Outcome::Complete);
             return Ok(true);
@@ -285,7 +287,7 @@ impl Transfer {
                 .with_context("operation", self.operation.direction())
                 .with_context("bytes_done", self.operation.bytes_done())
                 .with_context("bytes_total", self.operation.bytes_total())
-                .with_hint("the peer may be gone; the next operation with it connects anew"),
+                .with_hint("the peer may be gone, or what it exposed; the next operation with it connects anew"),
         ));
         self.stage = Stage::Draining;
     }

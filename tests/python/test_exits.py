@@ -136,6 +136,13 @@ CLEAN = {
         loop.run_until_complete(main())
         loop.close()
     """,
+    "a peer that was only connected to": """
+        from dynamo_nixl import Remote
+        connectors = Connector(), Connector()
+        owner, reader = (connector._own_connection() for connector in connectors)
+        with Remote(reader, owner.metadata):
+            pass
+    """,
     "in a thread that has ended": """
         def work():
             global everything
@@ -279,5 +286,28 @@ def test_forks_in_the_middle_of_traffic(tmp_path):
         is_over = True
         thread.join()
         asyncio.run(exchange(5000))
+    """
+    assert scripts.run(program(body), tmp_path) == Ended(0, "", "")
+
+
+def test_a_child_of_a_process_that_used_nixl_is_told_so(tmp_path):
+    """Half of what NIXL sets up are threads, which a forked child lacks: better a word than a wait without end."""
+    body = """
+        import os
+        import warnings
+        warnings.simplefilter("ignore")
+        everything = asyncio.run(exchange(5000))
+        child = os.fork()
+        if child == 0:
+            for connector in (everything[0], Connector()):
+                try:
+                    asyncio.run(connector.create_readable(Descriptor(bytearray(5000))))
+                except RuntimeError as error:
+                    assert "spawn" in str(error), error
+                else:
+                    sys.exit(4)
+            sys.exit(3)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 3
     """
     assert scripts.run(program(body), tmp_path) == Ended(0, "", "")

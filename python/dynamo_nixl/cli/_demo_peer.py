@@ -90,4 +90,8 @@ async def serve() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve())
+    try:
+        asyncio.run(serve())
+    except (ImportError, OSError, RuntimeError) as error:
+        # For the demo's user, who gets to see it: no traceback.
+        sys.exit(str(error))

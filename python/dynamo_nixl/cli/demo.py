@@ -209,11 +209,15 @@ class _Peer:
         # Read all the time, or the peer would block once the pipe is full.
         errors = asyncio.create_task(process.stderr.read())
         try:
-            first = await process.stdout.readline()
-            if not first:
-                raise DemoError("the peer ended before it was ready")
+            port = None
+            # UCX may have something to say on standard output before.
+            while port is None:
+                line = await process.stdout.readline()
+                if not line:
+                    raise DemoError("the peer ended before it was ready")
+                port = json.loads(line)["port"] if line.startswith(b"{") else None
             async with aiohttp.ClientSession() as session:
-                peer = _Peer(process, session, json.loads(first)["port"])
+                peer = _Peer(process, session, port)
                 yield peer
             process.stdin.close()
             try:

@@ -173,8 +173,9 @@ def _try(report: Report) -> None:
         report.advice.append("NIXL hangs when it starts; UCX_LOG_LEVEL=info shows how far it gets.")
         return
     try:
-        answer = json.loads(probe.stdout)
-    except ValueError:
+        # The last line: UCX prints on standard output, too.
+        answer = json.loads(probe.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
         answer = {"error": "the process that tried ended without an answer", "error_type": "crash"}
     if "error" in answer:
         report.nixl["opening a connector"] = f"failed: {answer['error_type']}"
