@@ -8,7 +8,16 @@ import inspect
 import weakref
 
 import pytest
-from dynamo_nixl import Connector, Descriptor, RdmaMetadata, ReadableOperation, ReadOperation
+from dynamo_nixl import (
+    Connection,
+    Connector,
+    Descriptor,
+    RdmaMetadata,
+    ReadableOperation,
+    ReadOperation,
+    WritableOperation,
+    WriteOperation,
+)
 
 from support import flight, roles
 from support.flight import BIG, TCP
@@ -31,9 +40,14 @@ def test_every_async_method_is_a_coroutine_function():
         Connector.create_readable,
         Connector.create_writable,
         Connector.initialize,
+        Connector.warmup,
+        Connector.aclose,
         Connector._create_connection,
+        Connection.initialize,
         ReadableOperation.wait_for_completion,
+        WritableOperation.wait_for_completion,
         ReadOperation.wait_for_completion,
+        WriteOperation.wait_for_completion,
     ):
         assert asyncio.iscoroutinefunction(method)
         assert inspect.iscoroutinefunction(method)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from dynamo_nixl import Connector, Descriptor, RdmaMetadata
+from dynamo_nixl import Connector, Descriptor, RdmaMetadata, RegistrationError, TransferError
 
 from support import flight, foreign, roles
 from support.flight import TCP
@@ -194,8 +194,12 @@ async def fail_within_a_block(here, number):
 
     async def block():
         with operation:
-            with pytest.raises(RuntimeError):
+            with pytest.raises(TransferError) as failure:
                 await operation.wait_for_completion()
+            assert isinstance(failure.value, RuntimeError)
+            assert failure.value.status == "NIXL_CAPI_ERROR_BACKEND"
+            assert failure.value.phase in ("transfer", "post transfer")
+            del failure  # a traceback keeps frames, and they what they hold
             assert str(operation.status) == "ERR"
             raise KeyError("of the body")
 
@@ -209,8 +213,11 @@ async def fail_within_a_block(here, number):
 async def expose_or_fall_back(here):
     array = pattern(4096)
     # Host memory that is said to be a device's: refused with or without one.
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RegistrationError) as failure:
         await here.connector.create_readable(Descriptor((array, "cuda:0")))
+    assert isinstance(failure.value, RuntimeError)
+    assert (failure.value.phase, failure.value.status) == ("register memory", "NIXL_CAPI_ERROR_BACKEND")
+    del failure  # a traceback keeps frames, and they what they hold
     await settle(here.connector)
     operation = await here.connector.create_readable(Descriptor(array.copy()))
     return here.keep((operation, [])), operation.metadata().model_dump()

@@ -33,15 +33,16 @@ def test_we_write(mixed, sizes):
 
 @pytest.mark.parametrize("memory", ["tensor", "array", "address"])
 @pytest.mark.parametrize("hex_encode", [False, True], ids=["base64", "hex"])
-def test_memory_and_encodings(mixed, memory, hex_encode):
+@pytest.mark.parametrize("sizes", [[5000], [5000, 300]], ids=["single", "list"])
+def test_memory_and_encodings(mixed, memory, hex_encode, sizes):
     options = {"memory": memory, "hex_encode": hex_encode}
-    number, metadata = mixed.theirs.call(upstream.expose_readable, [5000, 300], seed=7, **options)
+    number, metadata = mixed.theirs.call(upstream.expose_readable, sizes, seed=7, **options)
     assert metadata["nixl_metadata"].startswith("b64:") is not hex_encode
     assert mixed.ours.call(roles.read, metadata, seed=7) == ("DONE", True)
     assert mixed.theirs.call(upstream.wait, number) == "DONE"
     assert mixed.theirs.call(upstream.dispose, number, seed=7)
 
-    number, metadata = mixed.theirs.call(upstream.expose_writable, [5000, 300], **options)
+    number, metadata = mixed.theirs.call(upstream.expose_writable, sizes, **options)
     assert metadata["nixl_metadata"].startswith("b64:") is not hex_encode
     assert mixed.ours.call(roles.write, metadata, seed=8) == "DONE"
     assert mixed.theirs.call(upstream.wait, number) == "DONE"

@@ -34,13 +34,14 @@ def test_they_write(mixed, sizes):
 
 @pytest.mark.parametrize("memory", ["tensor", "array", "address"])
 @pytest.mark.parametrize("hex_encode", [False, True], ids=["base64", "hex"])
-def test_memory_and_encodings(mixed, memory, hex_encode):
-    number, metadata = mixed.ours.call(roles.expose_readable, [5000, 300], seed=7, hex_encode=hex_encode)
+@pytest.mark.parametrize("sizes", [[5000], [5000, 300]], ids=["single", "list"])
+def test_memory_and_encodings(mixed, memory, hex_encode, sizes):
+    number, metadata = mixed.ours.call(roles.expose_readable, sizes, seed=7, hex_encode=hex_encode)
     assert metadata["nixl_metadata"].startswith("b64:") is not hex_encode
     assert mixed.theirs.call(upstream.read, metadata, seed=7, memory=memory) == ("DONE", True)
     assert mixed.ours.call(roles.wait, number) == "DONE"
 
-    number, metadata = mixed.ours.call(roles.expose_writable, [5000, 300], hex_encode=hex_encode)
+    number, metadata = mixed.ours.call(roles.expose_writable, sizes, hex_encode=hex_encode)
     assert metadata["nixl_metadata"].startswith("b64:") is not hex_encode
     assert mixed.theirs.call(upstream.write, metadata, seed=8, memory=memory) == "DONE"
     assert mixed.ours.call(roles.wait, number) == "DONE"

@@ -38,6 +38,7 @@ async def main(connection: socket.socket) -> None:
 async def answer(
     writer: asyncio.StreamWriter, here: Any, number: int, module: str, name: str, args: Any, kwargs: Any
 ) -> None:
+    function = None
     try:
         function = getattr(importlib.import_module(module), name)
         if inspect.iscoroutinefunction(function):

@@ -1,0 +1,67 @@
+"""What a worker does that has both packages: upstream's environment, with ours on its path. No pytest there."""
+
+from __future__ import annotations
+
+import re
+
+from support.memory import blank, is_pattern, pattern
+
+
+async def read_into_upstreams(here, metadata, seed):
+    import dynamo_nixl
+
+    theirs = here.upstream
+    arrays = [blank(4096), blank(300)]
+    targets = [theirs.Descriptor((array, "cpu")) for array in arrays]
+    remote = theirs.RdmaMetadata.model_validate(metadata)
+    async with dynamo_nixl.Connector() as connector:
+        constant = [theirs.Descriptor(bytes(4096)), targets[1]]
+        try:
+            await connector.begin_read(remote, constant)
+        except ValueError as error:
+            assert "read-only" in str(error), error
+        else:
+            raise AssertionError("bytes were accepted as a destination")
+        with await connector.begin_read(remote, targets) as operation:
+            await operation.wait_for_completion()
+            assert [each.size for each in operation.results()] == [4096, 300]
+    return all(is_pattern(array, seed + index) for index, array in enumerate(arrays))
+
+
+async def write_from_upstreams(here, metadata, seed):
+    import dynamo_nixl
+
+    source = pattern(4096, seed)
+    # An address says nothing of what is behind it.
+    descriptor = here.upstream.Descriptor((source.ctypes.data, 4096, "cpu", source))
+    async with dynamo_nixl.Connector() as connector:
+        operation = await connector.begin_write(descriptor, here.upstream.RdmaMetadata.model_validate(metadata))
+        await operation.wait_for_completion()
+        return str(operation.status)
+
+
+async def shown(here, exposed):
+    """How either package shows operations; what differs by nature is made equal."""
+    import dynamo_nixl
+
+    texts = []
+    for package, metadata in zip((dynamo_nixl, here.upstream), exposed, strict=True):
+        connector = package.Connector()
+        local = [bytearray(each["size"]) for each in metadata["descriptors"]]
+        described = [package.Descriptor(each) for each in local]
+        made = [
+            await connector.create_readable(described[0]),
+            await connector.create_readable(described[:1]),
+            await connector.create_writable(described),
+            await connector.begin_read(package.RdmaMetadata.model_validate(metadata), described),
+        ]
+        await made[-1].wait_for_completion()
+        texts.append([without_the_particular(repr(each)) for each in made])
+        for each in made:
+            each.__exit__(None, None, None)
+    return texts
+
+
+def without_the_particular(text):
+    text = re.sub(r"0x[0-9a-f]+", "0x", text)
+    return re.sub(r"(notification_key|remote)='[^']*'", r"\1=''", text)
