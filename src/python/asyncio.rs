@@ -46,11 +46,12 @@ struct State {
 /// An asyncio future for a Rust one. The running loop's; cancelling it drops the Rust future.
 ///
 /// # Errors
-/// `RuntimeError` without a running loop, `ConnectorClosedError` once the interpreter ends.
+/// `RuntimeError` without a running loop, `ConnectorClosedError` once the interpreter ends, `OSError` without threads.
 pub(super) fn into_asyncio<F>(py: Python<'_>, future: F) -> PyResult<Bound<'_, PyAny>>
 where
     F: Future<Output = Result<(), Error>> + Send + 'static,
 {
+    start_runtime()?;
     let locals = generic::get_current_locals::<Asyncio>(py)?;
     let event_loop = locals.event_loop(py).unbind();
     {
@@ -116,17 +117,28 @@ fn is_open(event_loop: &Bound<'_, PyAny>) -> bool {
     closed.and_then(|closed| closed.is_truthy()).is_ok_and(|closed| !closed)
 }
 
-fn runtime() -> &'static tokio::runtime::Runtime {
-    static RUNTIME: OnceLock<tokio::runtime::Runtime> = OnceLock::new();
-    RUNTIME.get_or_init(|| {
-        tokio::runtime::Builder::new_multi_thread()
+static RUNTIME: OnceLock<tokio::runtime::Runtime> = OnceLock::new();
+
+/// # Errors
+/// `OSError` where the system refuses another thread.
+fn start_runtime() -> PyResult<()> {
+    if RUNTIME.get().is_none() {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             // Each hand-over waits for the interpreter on such a thread: hundreds at once would start as many.
             .max_blocking_threads(1)
             .thread_name("nixl-asyncio")
-            .build()
-            .expect("a process that cannot start a thread cannot use a connector")
-    })
+            .build()?;
+        // Whoever was faster has one of its own there; this one ends.
+        let _ = RUNTIME.set(runtime);
+    }
+    Ok(())
+}
+
+fn runtime() -> &'static tokio::runtime::Runtime {
+    RUNTIME
+        .get()
+        .expect("`into_asyncio` has started it before anything runs on it")
 }
 
 tokio::task_local! {

@@ -1,44 +1,47 @@
 //! Writes an agent's metadata in NIXL's layout, so that the code that reads real metadata reads the fake's, too.
 
-use crate::types::{AgentName, MemoryRange};
+use bytes::Bytes;
 
-const BACKEND: &[u8] = b"UCX";
+use crate::types::{AgentName, MemoryKind, MemoryRange};
+use crate::wire::{AgentBlob, Connection, RegionEntry, Section};
+
+const BACKEND: &str = "UCX";
 /// What an address of UCX begins with: its version and flags.
 const ADDRESS_HEADER: u8 = 0x20;
 
 /// A whole blob. Without `instance` it has no connection information.
 pub(super) fn blob(agent: &AgentName, instance: Option<u64>, regions: &[(MemoryRange, u64)]) -> Vec<u8> {
-    let mut bytes = b"nixlSerDes|".to_vec();
-    field(&mut bytes, "Agent", agent.as_str().as_bytes());
-    number(&mut bytes, "Conns", u64::from(instance.is_some()));
-    if let Some(instance) = instance {
-        field(&mut bytes, "t", BACKEND);
-        let info = [&[ADDRESS_HEADER][..], &instance.to_le_bytes()].concat();
-        field(&mut bytes, "c", &info);
-    }
-    field(&mut bytes, "", b"MemSection");
-    let mut kinds: Vec<u32> = regions.iter().map(|(range, _)| range.kind.nixl_number()).collect();
-    kinds.sort_unstable();
-    kinds.dedup();
-    number(&mut bytes, "nixlSecElms", kinds.len() as u64);
-    for kind in kinds {
-        let of_kind: Vec<_> = regions
-            .iter()
-            .filter(|(range, _)| range.kind.nixl_number() == kind)
-            .collect();
-        field(&mut bytes, "bknd", BACKEND);
-        field(&mut bytes, "nixlDList", b"nixlSDList");
-        field(&mut bytes, "t", &kind.to_le_bytes());
-        number(&mut bytes, "n", of_kind.len() as u64);
-        for (range, serial) in of_kind {
-            let mut entry = [range.addr.0, range.len.0, range.device].map(u64::to_le_bytes).concat();
-            // UCX's shape: an empty map of domains and a memory type. What follows is free.
-            entry.extend_from_slice(&[0; 9]);
-            entry.extend_from_slice(&serial.to_le_bytes());
-            field(&mut bytes, "", &entry);
+    let connection = |instance: u64| Connection {
+        backend: BACKEND.to_owned(),
+        info: [&[ADDRESS_HEADER][..], &instance.to_le_bytes()].concat().into(),
+    };
+    let section = |kind| {
+        let of_kind = regions.iter().filter(|(range, _)| range.kind == kind);
+        let entries = of_kind.map(|(range, serial)| RegionEntry {
+            range: *range,
+            key: key(*serial),
+        });
+        Section {
+            backend: BACKEND.to_owned(),
+            kind,
+            entries: entries.collect(),
         }
-    }
-    bytes
+    };
+    let sections = [MemoryKind::Dram, MemoryKind::Vram].map(section);
+    let blob = AgentBlob {
+        agent: agent.clone(),
+        connections: instance.map(connection).into_iter().collect(),
+        sections: sections
+            .into_iter()
+            .filter(|section| !section.entries.is_empty())
+            .collect(),
+    };
+    blob.to_bytes()
+}
+
+/// A key of UCX's shape: an empty map of domains and a memory type. What follows is free.
+fn key(serial: u64) -> Bytes {
+    [&[0; 9][..], &serial.to_le_bytes()].concat().into()
 }
 
 /// Which agent wrote this connection information; `None` where it is not the fake's.
@@ -48,22 +51,11 @@ pub(super) fn instance_of(connection_info: &[u8]) -> Option<u64> {
     instance.try_into().ok().map(u64::from_le_bytes)
 }
 
-fn number(bytes: &mut Vec<u8>, tag: &str, value: u64) {
-    field(bytes, tag, &value.to_le_bytes());
-}
-
-fn field(bytes: &mut Vec<u8>, tag: &str, content: &[u8]) {
-    bytes.extend_from_slice(tag.as_bytes());
-    bytes.extend_from_slice(&(content.len() as u64).to_le_bytes());
-    bytes.extend_from_slice(content);
-    bytes.push(b'|');
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Addr, ByteLen, MemoryKind};
-    use crate::wire::{AgentBlob, compose};
+    use crate::types::{Addr, ByteLen};
+    use crate::wire::compose;
 
     #[test]
     fn what_it_writes_parses_and_composes() {
