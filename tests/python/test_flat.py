@@ -92,6 +92,8 @@ def test_memory_that_the_heap_gives_out_again(spawn, transport):
     Loading a peer anew for that would leak some 50 KiB in UCX each time, or two open files over TCP.
     """
     owner, reader = spawn(transport), spawn(transport)
+    for worker in (owner, reader):
+        worker.call(wait_in_vain)
     before = None
     for number in range(3_000):
         exposed, metadata = owner.call(roles.expose_readable, [1 + number * 7919 % 9000, 64, 1 + number * 31 % 5000])
