@@ -22,8 +22,8 @@ use crate::types::{AgentName, Direction, MemoryKind, MemoryRange};
 /// Requests that were dropped while NIXL may still have been moving their bytes, over the life of the process.
 static LEAKED_REQUESTS: AtomicU64 = AtomicU64::new(0);
 
-/// Agents are made and destroyed one at a time. Lanes that end together destroyed theirs at once, and now and then the heap
-/// was corrupt afterwards: UCX keeps what all its contexts share in places that not every part of it locks.
+/// Agents are made and destroyed one at a time. In processes that had forked, the heap was twice found corrupt at the exit, once
+/// while lanes destroyed their agents at the same time. That this was the cause is likely, not proven.
 static LIFE_CYCLE: Mutex<()> = Mutex::new(());
 
 /// How many requests were leaked because they were dropped in flight. Zero in a correct program.
