@@ -32,6 +32,9 @@ fn owner(group: &mut BenchmarkGroup<'_, WallTime>) {
         shared_memory_notifications: true,
         generation: 7,
         lease: None,
+        validity_word: None,
+        process: None,
+        checksum: None,
     };
     group.bench_function("compose", |bencher| {
         bencher.iter(|| compose(black_box(&connection), black_box(&partial)).unwrap());

@@ -18,8 +18,9 @@ use crate::reactor::closing::{Closing, ClosingOrder};
 use crate::reactor::lane::Lane;
 use crate::reactor::state::closed;
 use crate::reactor::thread;
-use crate::reactor::transfer::Transfer;
+use crate::reactor::transfer::{Limits, Transfer};
 use crate::region::{KeepAlive, LocalMemory, Region};
+use crate::settings::Settings;
 use crate::transport::{AgentFlavor, TransportFactory, nixl};
 use crate::types::{AgentName, Direction, MemoryRange, OperationKey};
 use crate::wire::limits;
@@ -43,6 +44,7 @@ struct Inner {
     name: AgentName,
     origin: Origin,
     factory: TransportFactory,
+    settings: Settings,
     lanes: Mutex<Lanes>,
     generation: AtomicU64,
     unknown_fields: AtomicU64,
@@ -82,6 +84,10 @@ pub struct Stats {
     pub transfers: usize,
     /// Exposures nobody has completed yet.
     pub exposures: usize,
+    /// Exposures that have ended and keep their memory for a while, because a peer may still be at work on it.
+    pub exposures_in_grace: usize,
+    /// How many bytes they have.
+    pub bytes_in_grace: u64,
     /// Ranges that stay pinned because a failed piece over them can never be shown quiet.
     pub unquiet_regions: usize,
     /// Notifications that completed an exposure.
@@ -98,16 +104,23 @@ impl Connector {
     /// A connector on real NIXL, named `name` among its peers. Makes no agent until it is opened or used.
     #[must_use]
     pub fn new(name: &str) -> Self {
-        Self::with_factory(name, nixl::factory())
+        Self::with_settings(name, Settings::default())
+    }
+
+    /// As [`Connector::new`], with other defaults for its operations.
+    #[must_use]
+    pub fn with_settings(name: &str, settings: Settings) -> Self {
+        Self::with_factory(name, settings, nixl::factory())
     }
 
     /// A connector whose agents `factory` makes.
     #[must_use]
-    pub fn with_factory(name: &str, factory: TransportFactory) -> Self {
+    pub fn with_factory(name: &str, settings: Settings, factory: TransportFactory) -> Self {
         let inner = Arc::new(Inner {
             name: AgentName::new(name),
             origin: Origin::here(),
             factory,
+            settings,
             lanes: Mutex::new(Lanes::default()),
             generation: AtomicU64::new(1),
             unknown_fields: AtomicU64::new(0),
@@ -116,6 +129,12 @@ impl Connector {
         connectors.retain(|connector| connector.strong_count() > 0);
         connectors.push(Arc::downgrade(&inner));
         Self { inner }
+    }
+
+    /// The defaults of its operations.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.inner.settings
     }
 
     /// The name of the control agent.
@@ -127,7 +146,7 @@ impl Connector {
     /// Whether this process may use the connector.
     ///
     /// # Errors
-    /// [`ErrorKind::Closed`] in a process that was forked off one that had used NIXL.
+    /// [`ErrorKind::Forked`] in a process that was forked off one that had used NIXL.
     pub fn check_process(&self) -> Result<()> {
         self.inner.refuse_forked()
     }
@@ -165,7 +184,8 @@ impl Connector {
                 .is_some_and(|lane| matches!(lane.opened(), Some(Ok(_))))
     }
 
-    /// Starts to move `remote[i]` into `local[i]`, or the other way round. Never waits for the wire.
+    /// Starts to move `remote[i]` into `local[i]`, or the other way round. Never waits for the wire. `timeout` is counted
+    /// from the start of the transfer; `None` is no limit.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] where the lists do not pair, [`ErrorKind::Metadata`] where the metadata is
@@ -178,6 +198,7 @@ impl Connector {
         key: OperationKey,
         remote: &[MemoryRange],
         local: Vec<LocalMemory>,
+        timeout: Option<Duration>,
     ) -> Result<OperationHandle> {
         let metadata = RemoteMetadata::decode(metadata)?;
         if key.as_bytes().is_empty() {
@@ -201,7 +222,12 @@ impl Connector {
         metadata.check_covers(remote)?;
         let lane = self.lane_for(&metadata)?;
         let operation = Operation::new(direction, key, Some(metadata.agent().clone()), plan.total_bytes());
-        lane.start(Transfer::new(Arc::clone(&operation), Arc::new(metadata), plan, local));
+        let limits = Limits {
+            timeout,
+            stall: self.inner.settings.stall_timeout,
+        };
+        let metadata = Arc::new(metadata);
+        lane.start(Transfer::new(Arc::clone(&operation), metadata, plan, local, limits));
         Ok(OperationHandle::new(
             operation,
             Side::Active(Arc::clone(&lane)),
@@ -218,7 +244,11 @@ impl Connector {
         let lane = self.lane_for(&metadata)?;
         let nobody = OperationKey::new(Vec::new());
         let operation = Operation::new(Direction::Read, nobody, Some(metadata.agent().clone()), 0);
-        lane.start(Transfer::connecting(Arc::clone(&operation), Arc::new(metadata)));
+        let limits = Limits {
+            timeout: None,
+            stall: self.inner.settings.stall_timeout,
+        };
+        lane.start(Transfer::connecting(Arc::clone(&operation), Arc::new(metadata), limits));
         Ok(OperationHandle::new(operation, Side::Active(lane), self.keep_alive()))
     }
 
@@ -252,12 +282,18 @@ impl Connector {
         self.inner.transfer_lane(flavor, metadata.agent())
     }
 
-    /// Lets one peer read (`Direction::Read`) or write (`Direction::Write`) `local`, once.
+    /// Lets one peer read (`Direction::Read`) or write (`Direction::Write`) `local`, once, for as long as `lease`; `None`
+    /// is no limit.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] for no or mixed ranges, what [`Connector::open`] reports, [`ErrorKind::Closed`].
     /// A failure to register is the operation's outcome.
-    pub fn expose(&self, direction: Direction, local: Vec<LocalMemory>) -> Result<OperationHandle> {
+    pub fn expose(
+        &self,
+        direction: Direction,
+        local: Vec<LocalMemory>,
+        lease: Option<Duration>,
+    ) -> Result<OperationHandle> {
         let ranges: Vec<MemoryRange> = local.iter().map(|memory| memory.range).collect();
         if ranges.is_empty() {
             return Err(Error::new(
@@ -273,7 +309,7 @@ impl Connector {
         let lane = self.inner.control()?;
         let operation = Operation::new(direction, OperationKey::random(), None, total);
         let generation = self.inner.generation.fetch_add(1, Ordering::Relaxed);
-        let exposure = Exposure::start(Arc::clone(&operation), lane, local, generation)?;
+        let exposure = Exposure::start(&operation, lane, local, generation, lease)?;
         Ok(OperationHandle::new(
             operation,
             Side::Passive(exposure),
@@ -318,9 +354,13 @@ impl Connector {
             stats.transfers += transfers;
             stats.unquiet_regions += unquiet;
             if let Some(Ok(opened)) = lane.opened() {
-                let (matched, unknown, malformed) = opened.dispatcher.counts();
-                stats.regions += opened.regions.len();
-                stats.exposures += opened.dispatcher.waiting();
+                let (matched, unknown, malformed) = opened.ledger.counts();
+                let (in_grace, bytes_in_grace) = opened.ledger.in_grace();
+                // The pages of words are the agent's own, and stay as long as it does.
+                stats.regions += opened.regions.len().saturating_sub(opened.words.pages());
+                stats.exposures += opened.ledger.waiting();
+                stats.exposures_in_grace += in_grace;
+                stats.bytes_in_grace += bytes_in_grace;
                 stats.notifications_matched += matched;
                 stats.notifications_unknown += unknown;
                 stats.notifications_malformed += malformed;
@@ -378,7 +418,7 @@ impl Inner {
             return Ok(Arc::clone(spare));
         }
         let name = AgentName::new(&format!("{}-spare-{number}", self.name));
-        let lane = Lane::spawn("nixl-spare", name, flavor, Arc::clone(&self.factory))?;
+        let lane = Lane::spawn("nixl-spare", name, flavor, Arc::clone(&self.factory), self.settings)?;
         *spare = Some(Arc::clone(&lane));
         lanes.spares_made += 1;
         lanes
@@ -404,23 +444,15 @@ impl Inner {
         if let Some(lane) = slot {
             return Ok(Arc::clone(lane));
         }
-        let lane = Lane::spawn(thread, name, flavor, Arc::clone(&self.factory))?;
+        let lane = Lane::spawn(thread, name, flavor, Arc::clone(&self.factory), self.settings)?;
         *slot = Some(Arc::clone(&lane));
         Ok(lane)
     }
 
     /// # Errors
-    /// [`ErrorKind::Closed`] in a child that inherited the connector.
+    /// [`ErrorKind::Forked`] in a child that inherited the connector.
     fn refuse_forked(&self) -> Result<()> {
-        if self.origin.is_here() && process::may_use_nixl() {
-            return Ok(());
-        }
-        Err(Error::new(
-            ErrorKind::Closed,
-            "use connector",
-            "this process was forked off one that had used NIXL, and shares with it what cannot be shared",
-        )
-        .with_hint("start processes with multiprocessing's `spawn`, or use no connector before the fork"))
+        process::refuse_forked(self.origin)
     }
 
     fn lanes(&self) -> Vec<Arc<Lane>> {

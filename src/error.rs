@@ -19,6 +19,20 @@ pub enum ErrorKind {
     Registration,
     /// A transfer could not be started or did not end well (`TransferError`).
     Transfer,
+    /// A transfer did not end in time, or did not move for too long (`TransferTimeoutError`).
+    Timeout,
+    /// The peer's process is gone (`PeerLostError`).
+    PeerLost,
+    /// The peer ended the operation (`CancelledByPeerError`).
+    CancelledByPeer,
+    /// The exposure has reached the end of its lease (`LeaseExpiredError`).
+    LeaseExpired,
+    /// The exposure that the metadata speaks of has ended, though what it names may still exist (`StaleMetadataError`).
+    Stale,
+    /// Too much memory is still pinned by transfers with the peer that have ended otherwise (`QuarantineFullError`).
+    QuarantineFull,
+    /// The object was inherited by a forked child (`ForkedError`).
+    Forked,
     /// The connector was closed (`ConnectorClosedError`).
     Closed,
     /// The NIXL library is missing, incomplete or out of range (`ImportError`).
@@ -29,11 +43,18 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// Every kind, so that tests can prove that each one maps to an exception.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 14] = [
         Self::InvalidArgument,
         Self::Metadata,
         Self::Registration,
         Self::Transfer,
+        Self::Timeout,
+        Self::PeerLost,
+        Self::CancelledByPeer,
+        Self::LeaseExpired,
+        Self::Stale,
+        Self::QuarantineFull,
+        Self::Forked,
         Self::Closed,
         Self::Library,
         Self::Backend,

@@ -1,14 +1,19 @@
 //! The passive side of an operation: memory that a peer may read or write once.
 
+mod ledger;
+mod record;
+
 use std::fmt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-
+pub(crate) use self::ledger::Ledger;
+use self::record::Inner;
+pub(crate) use self::record::{Record, WordState};
 use crate::error::Result;
 use crate::operation::{Operation, Outcome};
 use crate::reactor::lane::{Lane, Opened};
-use crate::region::{LocalMemory, Region, RegionTable, Sharing};
+use crate::region::{LocalMemory, RegionTable, Sharing};
 use crate::types::MemoryRange;
 use crate::wire::{CompressedBlob, Encoding, Trailer, compose};
 
@@ -16,80 +21,60 @@ use crate::wire::{CompressedBlob, Encoding, Trailer, compose};
 const INLINE_REGISTRATION_BYTES: u64 = 1 << 20;
 /// And up to so many ranges.
 const INLINE_REGISTRATIONS: usize = 16;
+/// So many ranges are registered between two looks at the wire.
+const REGISTRATIONS_PER_SLICE: usize = 64;
 
-/// An exposure: its registrations stand until it is ended or dropped, also after a peer has completed it.
+/// An exposure as its holder has it: its registrations stand until it is ended or dropped, also after a peer has completed
+/// it.
 pub(crate) struct Exposure {
-    operation: Arc<Operation>,
+    record: Arc<Record>,
     lane: Arc<Lane>,
-    held: Arc<Mutex<Held>>,
-    generation: u64,
-    /// What the peer needs, once it was asked for: it can be asked for again when the registrations are gone.
-    exported: Mutex<Option<CompressedBlob>>,
-}
-
-/// The registrations, unless the exposure ended before they were made.
-#[derive(Debug, Default)]
-struct Held {
-    regions: Vec<Region>,
-    has_ended: bool,
-}
-
-impl Held {
-    /// What is registered for the exposure, each range once, in NIXL's order.
-    fn ranges(&self) -> Vec<MemoryRange> {
-        let ranges = self.regions.iter().map(Region::range);
-        let mut ranges: Vec<MemoryRange> = ranges.filter(|range| range.len.0 > 0).copied().collect();
-        ranges.sort_unstable();
-        ranges.dedup();
-        ranges
-    }
+    lease: Option<Duration>,
 }
 
 impl Exposure {
     /// Registers the memory, here where that is quick and on the lane's thread otherwise, and expects the peer's
     /// notification. A failure to register is the operation's outcome.
     pub(crate) fn start(
-        operation: Arc<Operation>,
+        operation: &Arc<Operation>,
         lane: Arc<Lane>,
         memory: Vec<LocalMemory>,
         generation: u64,
+        lease: Option<Duration>,
     ) -> Result<Self> {
         let opened = lane.wait_open()?;
-        let held = Arc::new(Mutex::new(Held::default()));
-        opened.dispatcher.expect(&operation);
+        let lease_end = lease.and_then(|lease| Instant::now().checked_add(lease));
+        let record = Record::new(operation, generation, lease_end);
+        opened.ledger.open(&record);
         let is_new = |range: &&MemoryRange| opened.regions.serving(range, Sharing::Offered).is_none();
         let ranges = memory.iter().map(|memory| &memory.range);
         let (new_ranges, new_bytes) = ranges.filter(is_new).fold((0, 0_u64), |(count, bytes), range| {
             (count + 1, bytes.saturating_add(range.len.0))
         });
         if new_ranges <= INLINE_REGISTRATIONS && new_bytes <= INLINE_REGISTRATION_BYTES {
-            register(opened, &operation, &held, &memory);
+            let registered = acquire(&opened.regions, &record, &memory);
+            note_registered(&opened.ledger, &record, registered);
             lane.touch();
         } else {
-            let (regions, dispatcher) = (Arc::clone(&opened.regions), Arc::clone(&opened.dispatcher));
-            let (task_operation, task_held) = (Arc::clone(&operation), Arc::clone(&held));
+            let (regions, ledger) = (Arc::clone(&opened.regions), Arc::clone(&opened.ledger));
+            let task_record = Arc::clone(&record);
+            let mut left = memory.into_iter();
             let accepted = lane.run(Box::new(move || {
-                if let Err(error) = acquire(&regions, &task_held, &memory) {
-                    dispatcher.forget(task_operation.key());
-                    task_operation.finish(Outcome::Failed(error));
+                let slice: Vec<LocalMemory> = left.by_ref().take(REGISTRATIONS_PER_SLICE).collect();
+                let registered = acquire(&regions, &task_record, &slice);
+                let is_over = registered.is_err() || left.len() == 0 || task_record.operation().is_finished();
+                if is_over {
+                    note_registered(&ledger, &task_record, registered);
                 }
-                task_operation.mark_started();
+                !is_over
             }));
             if !accepted {
-                operation.finish(Outcome::Failed(crate::reactor::state::closed()));
+                opened
+                    .ledger
+                    .end(&record, Outcome::Failed(crate::reactor::state::closed()));
             }
         }
-        Ok(Self {
-            operation,
-            lane,
-            held,
-            generation,
-            exported: Mutex::new(None),
-        })
-    }
-
-    pub(crate) fn operation(&self) -> &Arc<Operation> {
-        &self.operation
+        Ok(Self { record, lane, lease })
     }
 
     /// The text for `RdmaMetadata.nixl_metadata`: the connection, these regions and no others, and the trailer.
@@ -99,46 +84,72 @@ impl Exposure {
     /// # Errors
     /// [`crate::error::ErrorKind::Backend`] where NIXL exports nothing, [`crate::error::ErrorKind::Closed`].
     pub(crate) fn metadata(&self, encoding: Encoding) -> Result<String> {
+        let mut inner = self.record.inner();
+        let blob = match &inner.exported {
+            Some(blob) => blob.clone(),
+            None => {
+                let blob = self.export(&mut inner)?;
+                inner.exported = Some(blob.clone());
+                blob
+            }
+        };
         let trailer = Trailer {
             shared_memory_notifications: true,
-            generation: self.generation,
-            lease: None,
+            generation: self.record.generation(),
+            lease: self.lease,
+            validity_word: inner.word.as_ref().map(|word| word.range().addr),
+            process: None,
+            checksum: None,
         };
-        let mut exported = self.exported.lock();
-        let blob = match &*exported {
-            Some(blob) => blob.clone(),
-            None => exported.insert(self.export()?).clone(),
-        };
-        drop(exported);
+        drop(inner);
         blob.encode(Some(&trailer), encoding)
     }
 
-    fn export(&self) -> Result<CompressedBlob> {
+    fn export(&self, inner: &mut Inner) -> Result<CompressedBlob> {
         let opened = self.lane.wait_open()?;
-        let ranges = self.held.lock().ranges();
+        if inner.has_ended && inner.regions.is_empty() {
+            return CompressedBlob::new(&opened.connection_info);
+        }
+        let word = opened.words.take(self.record.open_word())?;
+        let page = word.page();
+        inner.word = Some(word);
+        let mut ranges = inner.ranges();
+        ranges.push(page);
+        ranges.sort_unstable();
         match ranges.as_slice() {
-            [] => CompressedBlob::new(&opened.connection_info),
-            [range] => opened.regions.exported(range, || compressed(opened, &ranges)),
+            [one, other] => {
+                let range = if *one == page { other } else { one };
+                opened.regions.exported(range, &page, || compressed(opened, &ranges))
+            }
             _ => compressed(opened, &ranges),
         }
     }
 
-    /// Ends the exposure: an unfinished operation is cancelled, the registrations are given back. Idempotent.
-    pub(crate) fn end(&self) {
-        if let Some(Ok(opened)) = self.lane.opened() {
-            opened.dispatcher.forget(self.operation.key());
+    /// Changes when the exposure ends for want of a peer: `lease` from now, or never.
+    ///
+    /// # Errors
+    /// [`crate::error::ErrorKind::InvalidArgument`] where it has ended.
+    pub(crate) fn renew(&self, lease: Option<Duration>) -> Result<()> {
+        match self.lane.opened() {
+            Some(Ok(opened)) => opened.ledger.renew(&self.record, lease)?,
+            _ => return Err(crate::reactor::state::closed()),
         }
-        self.operation.finish(Outcome::Cancelled);
-        let regions = {
-            let mut held = self.held.lock();
-            held.has_ended = true;
-            std::mem::take(&mut held.regions)
+        self.lane.touch();
+        Ok(())
+    }
+
+    /// Ends the exposure as cancelled, if it is unfinished; otherwise gives up what stands of it. True if this call ended
+    /// it.
+    pub(crate) fn end(&self) -> bool {
+        let Some(Ok(opened)) = self.lane.opened() else {
+            return false;
         };
-        if !regions.is_empty() {
-            // Deregistering can take as long as registering: off the caller's thread. Where the lane has ended, the work
-            // is dropped here, and the registrations with it.
-            self.lane.run(Box::new(move || drop(regions)));
+        let ended = opened.ledger.end(&self.record, Outcome::Cancelled);
+        if self.record.is_settled() {
+            opened.ledger.release(&self.record);
         }
+        self.lane.touch();
+        ended
     }
 }
 
@@ -156,24 +167,29 @@ fn compressed(opened: &Opened, ranges: &[MemoryRange]) -> Result<CompressedBlob>
     CompressedBlob::new(&blob)
 }
 
-fn register(opened: &Opened, operation: &Operation, held: &Mutex<Held>, memory: &[LocalMemory]) {
-    if let Err(error) = acquire(&opened.regions, held, memory) {
-        opened.dispatcher.forget(operation.key());
-        operation.finish(Outcome::Failed(error));
-    }
-    operation.mark_started();
-}
-
-fn acquire(regions: &Arc<RegionTable>, held: &Mutex<Held>, memory: &[LocalMemory]) -> Result<()> {
+/// Registers ranges for an exposure, unless it has ended meanwhile.
+fn acquire(regions: &Arc<RegionTable>, record: &Record, memory: &[LocalMemory]) -> Result<()> {
     let acquired = memory
         .iter()
         .map(|memory| regions.share(memory, Sharing::Offered))
         .collect::<Result<Vec<_>>>()?;
-    let mut held = held.lock();
-    if !held.has_ended {
-        held.regions = acquired;
+    let mut inner = record.inner();
+    if inner.has_ended {
+        // Nobody knows of them: let go here.
+        drop(inner);
+        drop(acquired);
+    } else {
+        inner.regions.extend(acquired);
     }
     Ok(())
+}
+
+/// All is registered, or will never be.
+fn note_registered(ledger: &Ledger, record: &Arc<Record>, registered: Result<()>) {
+    if let Err(error) = registered {
+        ledger.end(record, Outcome::Failed(error));
+    }
+    record.operation().mark_started();
 }
 
 impl Drop for Exposure {
@@ -186,7 +202,7 @@ impl fmt::Debug for Exposure {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("Exposure")
-            .field("operation", &self.operation)
+            .field("operation", self.record.operation())
             .finish_non_exhaustive()
     }
 }

@@ -3,11 +3,12 @@
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::exposure::Exposure;
 use crate::operation::{Operation, Outcome};
-use crate::process::Origin;
+use crate::process::{self, Origin};
 use crate::reactor::lane::Lane;
 use crate::region::KeepAlive;
 use crate::wire::Encoding;
@@ -75,11 +76,23 @@ impl OperationHandle {
                 }
                 ended
             }
-            Side::Passive(exposure) => {
-                let was_finished = exposure.operation().is_finished();
-                exposure.end();
-                !was_finished
-            }
+            Side::Passive(exposure) => exposure.end(),
+        }
+    }
+
+    /// Changes when an exposure ends for want of a peer: `lease` from now, or never.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] on the active side, or where it has ended; [`ErrorKind::Forked`].
+    pub fn renew(&self, lease: Option<Duration>) -> Result<()> {
+        process::refuse_forked(self.origin)?;
+        match &*self.side {
+            Side::Passive(exposure) => exposure.renew(lease),
+            Side::Active(_) => Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "renew lease",
+                "only the side that exposes memory has a lease",
+            )),
         }
     }
 }

@@ -17,6 +17,8 @@ mod python;
 pub(crate) mod range_map;
 pub(crate) mod reactor;
 pub mod region;
+pub mod settings;
 pub mod transport;
 pub mod types;
 pub mod wire;
+pub(crate) mod words;

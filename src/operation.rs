@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::types::{AgentName, Direction, OperationKey};
 
 /// What upstream calls `OperationStatus`, with its numbers.
@@ -36,18 +36,49 @@ pub enum Outcome {
     Complete,
     /// Its owner gave it up. Its memory may still be touched until the operation is quiet.
     Cancelled,
+    /// The peer gave it up, which says who and why.
+    CancelledByPeer(Error),
     /// It failed.
     Failed(Error),
 }
 
 impl Outcome {
+    /// The outcome of an operation that ended for this reason.
+    pub(crate) fn of(error: Error) -> Self {
+        match error.kind() {
+            ErrorKind::CancelledByPeer => Self::CancelledByPeer(error),
+            _ => Self::Failed(error),
+        }
+    }
+
+    /// What is raised to those who wait; nothing after a cancel of one's own.
+    #[must_use]
+    pub fn error(&self) -> Option<&Error> {
+        match self {
+            Self::Complete | Self::Cancelled => None,
+            Self::CancelledByPeer(error) | Self::Failed(error) => Some(error),
+        }
+    }
+
     fn status(&self) -> Status {
         match self {
             Self::Complete => Status::Complete,
-            Self::Cancelled => Status::Cancelled,
+            Self::Cancelled | Self::CancelledByPeer(_) => Status::Cancelled,
             Self::Failed(_) => Status::Errored,
         }
     }
+}
+
+/// Whether the wire may still touch an operation's memory.
+#[derive(Clone, Debug, Default)]
+enum Quiet {
+    /// It may.
+    #[default]
+    NotYet,
+    /// It may not, any more.
+    Reached,
+    /// Nobody will ever be able to tell; the memory stays pinned.
+    Never(Error),
 }
 
 /// A point in an operation's life that can be waited for.
@@ -57,6 +88,8 @@ pub enum Phase {
     Started,
     /// The outcome stands. Implies `Started` for waiters, whether or not it was reached.
     Finished,
+    /// The outcome stands, and the wire can no longer touch the memory; or it is known that nobody will ever know.
+    Quiet,
 }
 
 /// Where completions go. Called on the reactor's threads, so it must not block, call back or panic.
@@ -108,7 +141,26 @@ struct Waiter {
 struct State {
     started: bool,
     outcome: Option<Outcome>,
+    quiet: Quiet,
     waiters: Vec<Waiter>,
+}
+
+impl State {
+    fn has_reached(&self, phase: Phase) -> bool {
+        match phase {
+            Phase::Started => self.started || self.outcome.is_some(),
+            Phase::Finished => self.outcome.is_some(),
+            Phase::Quiet => self.outcome.is_some() && !matches!(self.quiet, Quiet::NotYet),
+        }
+    }
+
+    /// Takes out those whose wait is over.
+    fn arrived(&mut self) -> Vec<Waiter> {
+        let waiters = std::mem::take(&mut self.waiters);
+        let (ready, waiting) = waiters.into_iter().partition(|waiter| self.has_reached(waiter.phase));
+        self.waiters = waiting;
+        ready
+    }
 }
 
 /// One operation's shared state.
@@ -137,6 +189,7 @@ impl Operation {
             state: Mutex::new(State {
                 started: false,
                 outcome: None,
+                quiet: Quiet::default(),
                 waiters: Vec::new(),
             }),
         })
@@ -199,9 +252,22 @@ impl Operation {
     /// Whether a phase was reached.
     #[must_use]
     pub fn has_reached(&self, phase: Phase) -> bool {
-        match phase {
-            Phase::Started => self.is_finished() || self.state.lock().started,
-            Phase::Finished => self.is_finished(),
+        self.state.lock().has_reached(phase)
+    }
+
+    /// Whether the operation has ended and the wire can no longer touch its memory.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        let state = self.state.lock();
+        state.outcome.is_some() && matches!(state.quiet, Quiet::Reached)
+    }
+
+    /// Why it can never be told that the wire is done with the memory, where that is so.
+    #[must_use]
+    pub fn never_quiet(&self) -> Option<Error> {
+        match &self.state.lock().quiet {
+            Quiet::Never(error) => Some(error.clone()),
+            Quiet::NotYet | Quiet::Reached => None,
         }
     }
 
@@ -215,7 +281,7 @@ impl Operation {
     /// from [`next_ticket`].
     pub fn watch(&self, phase: Phase, sink: &Arc<dyn CompletionSink>, ticket: u64) -> bool {
         let mut state = self.state.lock();
-        if state.outcome.is_some() || (phase == Phase::Started && state.started) {
+        if state.has_reached(phase) {
             return false;
         }
         state.waiters.push(Waiter {
@@ -254,12 +320,7 @@ impl Operation {
                 return;
             }
             state.started = true;
-            let (ready, waiting) = state
-                .waiters
-                .drain(..)
-                .partition(|waiter| waiter.phase == Phase::Started);
-            state.waiters = waiting;
-            ready
+            state.arrived()
         };
         wake(ready);
     }
@@ -286,10 +347,49 @@ impl Operation {
             }
             self.status.store(outcome.status() as u8, Ordering::Release);
             state.outcome = Some(outcome);
-            std::mem::take(&mut state.waiters)
+            state.arrived()
         };
         wake(waiters);
         true
+    }
+
+    /// What was held in memory for it is let go; or it is not, for a reason that lasts.
+    fn settle(&self, quiet: Quiet) {
+        let waiters = {
+            let mut state = self.state.lock();
+            if !matches!(state.quiet, Quiet::NotYet) {
+                return;
+            }
+            state.quiet = quiet;
+            state.arrived()
+        };
+        wake(waiters);
+    }
+}
+
+/// Held by whoever keeps an operation's memory pinned. Dropped after the memory was let go, it makes the operation quiet.
+#[derive(Debug)]
+pub(crate) struct Pin(Arc<Operation>);
+
+impl Pin {
+    pub(crate) fn new(operation: &Arc<Operation>) -> Self {
+        Self(Arc::clone(operation))
+    }
+
+    /// The wire is done with the memory, though it may still be held for a moment.
+    pub(crate) fn settle(&self) {
+        self.0.settle(Quiet::Reached);
+    }
+
+    /// The memory stays pinned for good.
+    pub(crate) fn keep_for_ever(&self, reason: Error) {
+        self.0.settle(Quiet::Never(reason));
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        self.0.settle(Quiet::Reached);
     }
 }
 

@@ -6,6 +6,8 @@
 use std::process;
 use std::sync::OnceLock;
 
+use crate::error::{Error, ErrorKind, Result};
+
 /// The process that used NIXL first.
 static FIRST_USE: OnceLock<Origin> = OnceLock::new();
 
@@ -13,6 +15,19 @@ static FIRST_USE: OnceLock<Origin> = OnceLock::new();
 /// a process are threads, which a child has none of.
 pub(crate) fn may_use_nixl() -> bool {
     FIRST_USE.get_or_init(Origin::here).is_here()
+}
+
+/// Whether this process may use an object that was made by `origin`.
+///
+/// # Errors
+/// [`ErrorKind::Forked`].
+pub(crate) fn refuse_forked(origin: Origin) -> Result<()> {
+    if origin.is_here() && may_use_nixl() {
+        return Ok(());
+    }
+    let message = "this process was forked off one that had used NIXL, and shares with it what cannot be shared";
+    Err(Error::new(ErrorKind::Forked, "use connector", message)
+        .with_hint("start processes with multiprocessing's `spawn`, or use no connector before the fork"))
 }
 
 /// The process that made an object.

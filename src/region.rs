@@ -66,8 +66,8 @@ struct Entry {
     holders: usize,
     /// How many of them offered it to be used in parts.
     offers: usize,
-    /// Its metadata, once it was asked for: it stands as long as the registration.
-    exported: Option<CompressedBlob>,
+    /// Its metadata together with that of another range, once it was asked for: it stands as long as the registration.
+    exported: Option<(MemoryRange, CompressedBlob)>,
     _registration: Box<dyn Registration>,
 }
 
@@ -141,23 +141,24 @@ impl RegionTable {
         self.state.lock().serving(range, sharing)
     }
 
-    /// The metadata of a registered range: `export` makes it the first time.
+    /// The metadata of a registered range together with that of another one: `export` makes it the first time.
     ///
     /// # Errors
     /// What `export` reports.
     pub fn exported(
         &self,
         range: &MemoryRange,
+        with: &MemoryRange,
         export: impl FnOnce() -> Result<CompressedBlob>,
     ) -> Result<CompressedBlob> {
-        let kept = |entry: &Entry| entry.exported.clone();
-        if let Some(blob) = self.state.lock().entries.get(range).and_then(kept) {
+        let kept = |entry: &Entry| entry.exported.clone().filter(|(other, _)| other == with);
+        if let Some((_, blob)) = self.state.lock().entries.get(range).and_then(kept) {
             return Ok(blob);
         }
-        // Not under the lock, which others wait for. The caller holds the range, so that its key cannot change.
+        // Not under the lock, which others wait for. The caller holds both ranges, so that their keys cannot change.
         let blob = export()?;
         if let Some(entry) = self.state.lock().entries.get_mut(range) {
-            entry.exported = Some(blob.clone());
+            entry.exported = Some((*with, blob.clone()));
         }
         Ok(blob)
     }

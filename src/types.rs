@@ -192,3 +192,17 @@ impl fmt::Display for Direction {
         })
     }
 }
+
+/// Names a process among all that this one may ever hear of. Plain data: it says nothing about whether the process lives.
+///
+/// A pid alone is given anew some time after its process has ended, and means another process on another host or in
+/// another pid namespace; the other two numbers tell these apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ProcessId {
+    /// The process's number. It means something only where `host` equals one's own.
+    pub pid: u32,
+    /// When the process was started: the lower 32 bits of field 22 of `/proc/<pid>/stat`.
+    pub start: u32,
+    /// Where it runs: the first four bytes of the SHA-256 of the kernel's boot id and the inode of the pid namespace.
+    pub host: u32,
+}

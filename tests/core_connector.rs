@@ -11,6 +11,7 @@ use dynamo_nixl::connector::Connector;
 use dynamo_nixl::error::ErrorKind;
 use dynamo_nixl::handle::OperationHandle;
 use dynamo_nixl::operation::{CompletionSink, Phase, Status, next_ticket};
+use dynamo_nixl::settings::Settings;
 use dynamo_nixl::transport::AgentFlavor;
 use dynamo_nixl::transport::fake::{Call, Completion, Event, FakeNetwork, FakeOwner};
 use dynamo_nixl::types::{Direction, MemoryRange, OperationKey};
@@ -23,7 +24,7 @@ fn pair() -> (FakeNetwork, Connector, Connector) {
     let network = FakeNetwork::new();
     // SAFETY: these tests register nothing but `Buffer`s, which a registration keeps alive.
     unsafe { network.copy_bytes() };
-    let connector = |name| Connector::with_factory(name, network.factory());
+    let connector = |name| Connector::with_factory(name, Settings::default(), network.factory());
     let (reader, owner) = (connector("reader"), connector("owner"));
     (network, reader, owner)
 }
@@ -40,7 +41,7 @@ fn begin(
     let metadata = owner.metadata(Encoding::Base64).unwrap();
     let key = owner.operation().key().clone();
     reader
-        .begin(direction, &metadata, key, &[remote.range()], vec![local.memory()])
+        .begin(direction, &metadata, key, &[remote.range()], vec![local.memory()], None)
         .unwrap()
 }
 
@@ -58,7 +59,7 @@ fn bytes_move_both_ways_and_both_sides_learn_it() {
     for direction in [Direction::Read, Direction::Write] {
         for len in [1, 4096, (64 << 10) + 1, 9 << 20] {
             let (remote, local) = (Buffer::patterned(len, 1), Buffer::patterned(len, 2));
-            let exposed = owner.expose(direction, vec![remote.memory()]).unwrap();
+            let exposed = owner.expose(direction, vec![remote.memory()], None).unwrap();
             let moving = begin(&reader, direction, &exposed, &remote, &local);
             assert_eq!(
                 (finished(&moving), finished(&exposed)),
@@ -77,7 +78,7 @@ fn bytes_move_both_ways_and_both_sides_learn_it() {
 #[test]
 fn an_own_owner_gets_the_control_agent_and_a_foreign_one_the_plain_agent() {
     let network = FakeNetwork::new();
-    let connector = Connector::with_factory("reader", network.factory());
+    let connector = Connector::with_factory("reader", Settings::default(), network.factory());
     let mut owner = FakeOwner::new(&network, "owner").unwrap();
     let remote = address_only(0x7000_0000_0000, 4096);
     owner.register(remote).unwrap();
@@ -95,6 +96,7 @@ fn an_own_owner_gets_the_control_agent_and_a_foreign_one_the_plain_agent() {
                 OperationKey::random(),
                 &[remote],
                 vec![local],
+                None,
             )
             .unwrap()
     };
@@ -122,7 +124,7 @@ fn a_peer_that_an_agent_cannot_load_any_more_is_reached_through_a_spare() {
     let (network, reader, owner) = pair();
     let read = |seed| {
         let (remote, local) = (Buffer::patterned(4096, seed), Buffer::patterned(4096, 0));
-        let exposed = owner.expose(Direction::Read, vec![remote.memory()]).unwrap();
+        let exposed = owner.expose(Direction::Read, vec![remote.memory()], None).unwrap();
         let moving = begin(&reader, Direction::Read, &exposed, &remote, &local);
         let status = finished(&moving);
         assert_eq!(local.is_patterned(seed), status == Status::Complete);
@@ -136,7 +138,8 @@ fn a_peer_that_an_agent_cannot_load_any_more_is_reached_through_a_spare() {
     let statuses: Vec<Status> = kept.iter().chain(&kept_too).map(|(status, ..)| *status).collect();
     use Status::{Complete, Errored};
     assert_eq!(statuses, [Errored, Complete, Errored, Complete, Complete]);
-    assert_eq!(network.count(|event| matches!(event, Event::Posted { .. })), 3);
+    let moves = |event: &Event| matches!(event, Event::Posted { bytes: 4096, .. });
+    assert_eq!(network.count(moves), 3);
     assert!(owner.close(LIMIT) && reader.close(LIMIT));
 }
 
@@ -144,9 +147,9 @@ fn a_peer_that_an_agent_cannot_load_any_more_is_reached_through_a_spare() {
 #[test]
 fn a_spare_that_is_replaced_is_driven_counted_and_closed() {
     let (network, reader, owner) = pair();
-    let other = Connector::with_factory("other", network.factory());
+    let other = Connector::with_factory("other", Settings::default(), network.factory());
     let (remote, local) = (Buffer::patterned(12 << 20, 1), Buffer::patterned(12 << 20, 0));
-    let exposed = owner.expose(Direction::Read, vec![remote.memory()]).unwrap();
+    let exposed = owner.expose(Direction::Read, vec![remote.memory()], None).unwrap();
     network.fail("reader", Call::Load, 1);
     assert_eq!(
         finished(&begin(&reader, Direction::Read, &exposed, &remote, &local)),
@@ -157,7 +160,7 @@ fn a_spare_that_is_replaced_is_driven_counted_and_closed() {
     eventually("a piece is posted", || network.in_flight() > 0);
 
     let (small, target) = (Buffer::patterned(4096, 1), Buffer::patterned(4096, 0));
-    let offered = other.expose(Direction::Read, vec![small.memory()]).unwrap();
+    let offered = other.expose(Direction::Read, vec![small.memory()], None).unwrap();
     for agent in ["reader", "reader-spare-0"] {
         network.fail(agent, Call::Load, 1);
         assert_eq!(
@@ -186,7 +189,7 @@ fn dropping_the_handle_cancels_and_keeps_the_memory_while_pieces_move() {
     network.set_completion(Completion::Held);
     let len = 12 << 20;
     let (remote, local) = (Buffer::patterned(len, 1), Buffer::patterned(len, 2));
-    let exposed = owner.expose(Direction::Read, vec![remote.memory()]).unwrap();
+    let exposed = owner.expose(Direction::Read, vec![remote.memory()], None).unwrap();
     let moving = begin(&reader, Direction::Read, &exposed, &remote, &local);
     eventually("a piece is posted", || network.in_flight() > 0);
     let operation = Arc::clone(moving.operation());
@@ -217,7 +220,7 @@ fn closing_in_time_is_quiet_and_past_the_deadline_pins() {
     let (network, reader, owner) = pair();
     network.set_completion(Completion::Held);
     let (remote, local) = (Buffer::patterned(4096, 1), Buffer::patterned(4096, 2));
-    let exposed = owner.expose(Direction::Read, vec![remote.memory()]).unwrap();
+    let exposed = owner.expose(Direction::Read, vec![remote.memory()], None).unwrap();
     let moving = begin(&reader, Direction::Read, &exposed, &remote, &local);
     eventually("a piece is posted", || network.in_flight() > 0);
     let weak = local.downgrade();
@@ -240,17 +243,24 @@ fn closing_in_time_is_quiet_and_past_the_deadline_pins() {
 fn a_closed_connector_takes_nothing_and_lets_go_of_everything() {
     let (network, reader, owner) = pair();
     let (remote, local) = (Buffer::patterned(4096, 1), Buffer::patterned(4096, 2));
-    let exposed = owner.expose(Direction::Read, vec![remote.memory()]).unwrap();
+    let exposed = owner.expose(Direction::Read, vec![remote.memory()], None).unwrap();
     let metadata = exposed.metadata(Encoding::Hex).unwrap();
     let region = reader.register(&local.memory()).unwrap();
     assert!(reader.is_open() && reader.close(LIMIT) && reader.close(LIMIT));
     assert!(!reader.is_open() && !region.is_registered());
     let key = OperationKey::random();
-    let refused = reader.begin(Direction::Read, &metadata, key, &[remote.range()], vec![local.memory()]);
+    let refused = reader.begin(
+        Direction::Read,
+        &metadata,
+        key,
+        &[remote.range()],
+        vec![local.memory()],
+        None,
+    );
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::Closed);
     assert_eq!(reader.open().unwrap_err().kind(), ErrorKind::Closed);
     assert_eq!(reader.register(&local.memory()).unwrap_err().kind(), ErrorKind::Closed);
-    let refused = reader.expose(Direction::Read, vec![local.memory()]);
+    let refused = reader.expose(Direction::Read, vec![local.memory()], None);
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::Closed);
     drop((region, exposed, owner));
     eventually("the orphaned lane ends", || network.agents().is_empty());
@@ -261,7 +271,7 @@ fn a_closed_connector_takes_nothing_and_lets_go_of_everything() {
 fn operations_outlive_their_connector() {
     let (network, reader, owner) = pair();
     let (remote, local) = (Buffer::patterned(4096, 1), Buffer::patterned(4096, 2));
-    let exposed = owner.expose(Direction::Read, vec![remote.memory()]).unwrap();
+    let exposed = owner.expose(Direction::Read, vec![remote.memory()], None).unwrap();
     drop(owner);
     let moving = begin(&reader, Direction::Read, &exposed, &remote, &local);
     drop(reader);
@@ -278,7 +288,7 @@ fn operations_outlive_their_connector() {
 fn an_agent_that_cannot_be_made_fails_everything_with_the_reason_and_is_tried_again() {
     let (network, reader, owner) = pair();
     let (remote, local) = (Buffer::patterned(4096, 1), Buffer::patterned(4096, 2));
-    let exposed = owner.expose(Direction::Read, vec![remote.memory()]).unwrap();
+    let exposed = owner.expose(Direction::Read, vec![remote.memory()], None).unwrap();
     for call in [Call::Create, Call::ConnectionInfo] {
         network.fail("reader", call, 1);
         let moving = begin(&reader, Direction::Read, &exposed, &remote, &local);
@@ -306,7 +316,7 @@ fn a_refused_registration_is_the_outcome_of_an_exposure() {
     for len in [4096, 4 << 20] {
         let memory = Buffer::patterned(len, 1);
         network.fail("owner", Call::Register, 1);
-        let exposed = owner.expose(Direction::Read, vec![memory.memory()]).unwrap();
+        let exposed = owner.expose(Direction::Read, vec![memory.memory()], None).unwrap();
         assert_eq!(finished(&exposed), Status::Errored);
         assert_eq!(error_kind(&exposed), Some(ErrorKind::Registration));
         assert_eq!(owner.stats().exposures, 0);
@@ -319,7 +329,7 @@ fn a_refused_registration_is_the_outcome_of_an_exposure() {
 fn an_exposure_keeps_its_registration_until_it_is_ended() {
     let (network, reader, owner) = pair();
     let (remote, local) = (Buffer::patterned(4 << 20, 1), Buffer::patterned(4 << 20, 2));
-    let exposed = owner.expose(Direction::Read, vec![remote.memory()]).unwrap();
+    let exposed = owner.expose(Direction::Read, vec![remote.memory()], None).unwrap();
     assert!(exposed.operation().wait(Phase::Started, Some(LIMIT)));
     assert_eq!((owner.stats().exposures, owner.stats().regions), (1, 1));
     assert_eq!(
@@ -330,20 +340,24 @@ fn an_exposure_keeps_its_registration_until_it_is_ended() {
     assert_eq!((owner.stats().exposures, owner.stats().regions), (0, 1));
     drop(exposed);
     eventually("the registration is given back", || owner.stats().regions == 0);
+    assert!(owner.close(LIMIT) && reader.close(LIMIT));
     assert!(network.registered("owner").is_empty());
+    assert_eq!(network.violations(), [""; 0]);
 }
 
 #[test]
 fn a_key_used_twice_completes_its_exposure_once() {
     let (network, reader, owner) = pair();
     let (remote, local) = (Buffer::patterned(4096, 1), Buffer::patterned(4096, 2));
-    let exposed = owner.expose(Direction::Read, vec![remote.memory()]).unwrap();
-    for _ in 0..2 {
-        assert_eq!(
-            finished(&begin(&reader, Direction::Read, &exposed, &remote, &local)),
-            Status::Complete
-        );
-    }
+    let exposed = owner.expose(Direction::Read, vec![remote.memory()], None).unwrap();
+    let [first, second] = [1, 2].map(|_| {
+        let moving = begin(&reader, Direction::Read, &exposed, &remote, &local);
+        let ended = (finished(&moving), error_kind(&moving));
+        assert_eq!(finished(&exposed), Status::Complete);
+        ended
+    });
+    assert_eq!(first, (Status::Complete, None));
+    assert_eq!(second, (Status::Errored, Some(ErrorKind::Stale)));
     assert!(network.deliver("owner", b"\xff\xfe\xfd"));
     assert!(network.deliver("owner", b"nobody's"));
     eventually("all four arrived", || {
@@ -361,7 +375,7 @@ fn a_key_used_twice_completes_its_exposure_once() {
 fn what_a_caller_got_wrong_is_refused_before_anything_moves() {
     let (network, reader, owner) = pair();
     let (remote, local) = (Buffer::patterned(4096, 1), Buffer::patterned(4096, 2));
-    let exposed = owner.expose(Direction::Read, vec![remote.memory()]).unwrap();
+    let exposed = owner.expose(Direction::Read, vec![remote.memory()], None).unwrap();
     let metadata = exposed.metadata(Encoding::Base64).unwrap();
     let inside = remote.range();
     let outside = MemoryRange {
@@ -371,7 +385,7 @@ fn what_a_caller_got_wrong_is_refused_before_anything_moves() {
     let begin = |connector: &Connector, metadata: &str, key: &[u8], remote: &[MemoryRange]| {
         let key = OperationKey::new(key.to_vec());
         connector
-            .begin(Direction::Read, metadata, key, remote, vec![local.memory()])
+            .begin(Direction::Read, metadata, key, remote, vec![local.memory()], None)
             .unwrap_err()
             .kind()
     };
@@ -389,7 +403,7 @@ fn what_a_caller_got_wrong_is_refused_before_anything_moves() {
         "its own"
     );
     assert_eq!(
-        owner.expose(Direction::Read, vec![]).unwrap_err().kind(),
+        owner.expose(Direction::Read, vec![], None).unwrap_err().kind(),
         ErrorKind::InvalidArgument
     );
     assert_eq!(
@@ -402,7 +416,7 @@ fn what_a_caller_got_wrong_is_refused_before_anything_moves() {
 fn exposing_while_closing_leaves_nobody_waiting() {
     for round in 0..40 {
         let network = FakeNetwork::new();
-        let owner = Connector::with_factory("owner", network.factory());
+        let owner = Connector::with_factory("owner", Settings::default(), network.factory());
         owner.open().unwrap();
         let exposing = {
             let owner = owner.clone();
@@ -412,7 +426,7 @@ fn exposing_while_closing_leaves_nobody_waiting() {
                     std::thread::yield_now();
                     let len = if handles.len() % 2 == 0 { 0 } else { 64 };
                     let memory = Buffer::patterned(len, 1);
-                    match owner.expose(Direction::Read, vec![memory.memory()]) {
+                    match owner.expose(Direction::Read, vec![memory.memory()], None) {
                         Ok(handle) => handles.push(handle),
                         Err(error) => {
                             assert_eq!(error.kind(), ErrorKind::Closed);
@@ -444,7 +458,7 @@ fn many_threads_may_use_one_connector() {
                 for round in 0..50 {
                     let len = [1, 4096, 70_000, 5 << 20][(round + usize::from(thread)) % 4];
                     let (remote, local) = (Buffer::patterned(len, thread), Buffer::patterned(len, 99));
-                    let exposed = owner.expose(Direction::Read, vec![remote.memory()]).unwrap();
+                    let exposed = owner.expose(Direction::Read, vec![remote.memory()], None).unwrap();
                     let moving = begin(reader, Direction::Read, &exposed, &remote, &local);
                     if round % 5 == 4 {
                         moving.cancel();
@@ -467,7 +481,7 @@ fn many_threads_may_use_one_connector() {
 
 #[test]
 fn a_panicking_factory_fails_what_waits_for_it() {
-    let connector = Connector::with_factory("reader", Arc::new(|_, _| panic!("on purpose")));
+    let connector = Connector::with_factory("reader", Settings::default(), Arc::new(|_, _| panic!("on purpose")));
     assert_eq!(connector.open().unwrap_err().kind(), ErrorKind::Backend);
     assert!(connector.close(LIMIT));
 }
@@ -483,7 +497,7 @@ fn a_panic_on_a_lane_ends_every_operation_of_it() {
     let (network, reader, owner) = pair();
     network.set_completion(Completion::Held);
     let remote = Buffer::patterned(1 << 20, 1);
-    let exposed = owner.expose(Direction::Read, vec![remote.memory()]).unwrap();
+    let exposed = owner.expose(Direction::Read, vec![remote.memory()], None).unwrap();
     let [first, second] = [2, 3].map(|seed| {
         let local = Buffer::patterned(1 << 20, seed);
         begin(&reader, Direction::Read, &exposed, &remote, &local)
@@ -492,6 +506,10 @@ fn a_panic_on_a_lane_ends_every_operation_of_it() {
     let sink: Arc<dyn CompletionSink> = Arc::new(Panicking);
     assert!(first.operation().watch(Phase::Finished, &sink, next_ticket()));
     network.release(1);
+    // Of the first, what follows its bytes; of the second, its bytes.
+    let posted = || network.count(|event| matches!(event, Event::Posted { .. }));
+    eventually("the first asks and tells", || posted() == 3);
+    network.release_all();
     assert_eq!(finished(&second), Status::Errored);
     assert_eq!(first.operation().status(), Status::Complete);
     let late = begin(
@@ -503,6 +521,7 @@ fn a_panic_on_a_lane_ends_every_operation_of_it() {
     );
     // The lane is gone for good, and a new one takes its place.
     eventually("a new lane moves it", || network.in_flight() > 0);
+    network.set_completion(Completion::Inline);
     network.release_all();
     assert_eq!(finished(&late), Status::Complete);
     assert!(reader.close(LIMIT) && owner.close(LIMIT));

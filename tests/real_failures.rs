@@ -11,6 +11,7 @@ use dynamo_nixl::connector::Connector;
 use dynamo_nixl::handle::OperationHandle;
 use dynamo_nixl::operation::{Phase, Status};
 use dynamo_nixl::region::LocalMemory;
+use dynamo_nixl::settings::Settings;
 use dynamo_nixl::transport::{AgentFlavor, nixl};
 use dynamo_nixl::types::{Direction, MemoryRange};
 use support::memory::Buffer;
@@ -38,7 +39,14 @@ fn begin(connector: &Connector, exposed: &Exposed, local: &Buffer, times: usize)
     let remote: Vec<MemoryRange> = vec![exposed.ranges[0]; times];
     let memory: Vec<LocalMemory> = vec![local.memory(); times];
     connector
-        .begin(Direction::Read, &exposed.metadata, exposed.key.clone(), &remote, memory)
+        .begin(
+            Direction::Read,
+            &exposed.metadata,
+            exposed.key.clone(),
+            &remote,
+            memory,
+            None,
+        )
         .unwrap()
 }
 
@@ -167,7 +175,7 @@ fn a_reader_of_the_wrong_kind_never_completes() {
 fn trapped_reader() {
     let mut impostor = Owner::start("impostor", Kind::Impostor);
     let exposed = impostor.expose(Direction::Read, &[4096], 7);
-    let connector = Connector::with_factory("reader", only(AgentFlavor::SharedMemoryErrors));
+    let connector = Connector::with_factory("reader", Settings::default(), only(AgentFlavor::SharedMemoryErrors));
     connector.open().unwrap();
     let moving = begin(&connector, &exposed, &Buffer::zeroed(4096), 1);
     let ended = moving.operation().wait(Phase::Finished, Some(Duration::from_secs(3)));

@@ -9,6 +9,7 @@ use dynamo_nixl::connector::Connector;
 use dynamo_nixl::handle::OperationHandle;
 use dynamo_nixl::operation::{Phase, Status};
 use dynamo_nixl::region::LocalMemory;
+use dynamo_nixl::settings::Settings;
 use dynamo_nixl::transport::AgentFlavor;
 use dynamo_nixl::types::Direction;
 use support::memory::Buffer;
@@ -41,6 +42,7 @@ fn begin(connector: &Connector, direction: Direction, exposed: &Exposed, local: 
             exposed.key.clone(),
             &exposed.ranges,
             memory,
+            None,
         )
         .unwrap()
 }
@@ -146,14 +148,14 @@ fn regions_inside_of_regions() {
     let whole = Buffer::patterned(size, 9);
     let part = part_of(&whole);
     let ranges = [whole.range(), part.range];
-    let handle = near.expose(Direction::Read, vec![whole.memory(), part]).unwrap();
+    let handle = near.expose(Direction::Read, vec![whole.memory(), part], None).unwrap();
     assert!(handle.operation().wait(Phase::Started, Some(LIMIT)));
     let metadata = handle.metadata(dynamo_nixl::wire::Encoding::Base64).unwrap();
     let key = handle.operation().key().clone();
     let here = [Buffer::zeroed(size), Buffer::zeroed(4096)];
     let memory = here.iter().map(Buffer::memory).collect();
     let moving = connector
-        .begin(Direction::Read, &metadata, key, &ranges, memory)
+        .begin(Direction::Read, &metadata, key, &ranges, memory, None)
         .unwrap();
     assert_complete(&moving);
     assert_complete(&handle);
@@ -176,7 +178,7 @@ fn a_foreign_owner() {
 
 /// Upstream's reader: it knows no trailer and has UCX's default error handling.
 fn a_foreign_reader() {
-    let connector = Connector::with_factory("reader", only(AgentFlavor::Plain));
+    let connector = Connector::with_factory("reader", Settings::default(), only(AgentFlavor::Plain));
     let mut owner = Owner::start("owner", Kind::Own);
     for size in [1, 64 << 10, 9 << 20] {
         for direction in [Direction::Read, Direction::Write] {

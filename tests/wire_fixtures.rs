@@ -6,14 +6,32 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use dynamo_nixl::types::{Addr, ByteLen, MemoryKind, MemoryRange};
-use dynamo_nixl::wire::{AgentBlob, Encoding, Trailer, compose, decode, encode};
+use bytes::Bytes;
+use dynamo_nixl::types::{Addr, ByteLen, MemoryKind, MemoryRange, OperationKey, ProcessId};
+use dynamo_nixl::wire::{AgentBlob, ControlMessage, Encoding, EndReason, Incoming, Trailer, compose, decode, encode};
 
-/// What the recorded envelopes of version 1.0 say beside their blob.
+/// What the recorded envelopes of version 1.1 say beside their blob.
 const RECORDED: Trailer = Trailer {
+    validity_word: Some(Addr(0x7f00_0000_1008)),
+    process: Some(PROCESS),
+    checksum: Some(0xe306_9283),
+    ..RECORDED_1_0
+};
+
+/// The same of version 1.0.
+const RECORDED_1_0: Trailer = Trailer {
     shared_memory_notifications: true,
     generation: 7,
     lease: Some(Duration::from_secs(600)),
+    validity_word: None,
+    process: None,
+    checksum: None,
+};
+
+const PROCESS: ProcessId = ProcessId {
+    pid: 4242,
+    start: 1000,
+    host: 0xdead_beef,
 };
 
 fn path(name: &str) -> PathBuf {
@@ -48,6 +66,49 @@ fn numbers(json: &str, key: &str) -> Vec<u64> {
                 .unwrap()
         })
         .collect()
+}
+
+/// The recorded control messages of version 1, each with the end of its file's name.
+fn control_messages() -> [(&'static str, ControlMessage); 6] {
+    let operation = || OperationKey::new("8ffc1dc9-aafc-43b5-82fd-8406eb1f4eb2");
+    let connection = || Bytes::from(bytes("nixl_1.5.1_connection.bin"));
+    let nonce = 0x0123_4567_89ab_cdef;
+    [
+        (
+            "hello",
+            ControlMessage::Hello {
+                operation: operation(),
+                connection: connection(),
+                process: PROCESS,
+            },
+        ),
+        (
+            "left",
+            ControlMessage::Left {
+                operation: operation(),
+                reason: EndReason::TimedOut,
+                text: "nothing moved for 30 s – gave up".to_owned(),
+            },
+        ),
+        ("quiet", ControlMessage::Quiet { operation: operation() }),
+        (
+            "ended",
+            ControlMessage::Ended {
+                operation: operation(),
+                reason: EndReason::Cancelled,
+                text: String::new(),
+            },
+        ),
+        (
+            "ping",
+            ControlMessage::Ping {
+                connection: connection(),
+                process: PROCESS,
+                nonce,
+            },
+        ),
+        ("pong", ControlMessage::Pong { nonce }),
+    ]
 }
 
 fn host_range(addr: u64, len: u64) -> MemoryRange {
@@ -131,13 +192,30 @@ fn agents_of_two_runs_are_told_apart() {
 }
 
 #[test]
-fn envelopes_of_version_1_0_stay_readable() {
+fn envelopes_of_every_version_stay_readable() {
     let blob = compose(&bytes("nixl_1.5.1_connection.bin"), &bytes("nixl_1.5.1_partial.bin")).unwrap();
-    for name in ["ours_1.0_b64.txt", "ours_1.0_hex.txt"] {
+    for (name, trailer) in [
+        ("ours_1.0_b64.txt", RECORDED_1_0),
+        ("ours_1.0_hex.txt", RECORDED_1_0),
+        ("ours_1.1_b64.txt", RECORDED),
+        ("ours_1.1_hex.txt", RECORDED),
+    ] {
         let envelope = decode(&text(name)).unwrap();
         assert_eq!(envelope.blob, blob, "{name}");
-        assert_eq!(envelope.trailer, Some(RECORDED), "{name}");
+        assert_eq!(envelope.trailer, Some(trailer), "{name}");
         assert_eq!(envelope.unknown_fields, 0, "{name}");
+    }
+}
+
+#[test]
+fn control_messages_of_version_1_stay_readable() {
+    for (name, message) in control_messages() {
+        let read = ControlMessage::decode(text(&format!("control_1_{name}.txt")).as_bytes()).unwrap();
+        let expected = Incoming::Message {
+            message,
+            unknown_fields: 0,
+        };
+        assert_eq!(read, expected, "{name}");
     }
 }
 
@@ -152,15 +230,19 @@ fn an_envelope_of_one_region_stays_near_the_size_of_upstreams() {
     assert!(ours < crowded, "{ours} characters against {crowded}");
 }
 
-/// Not a test: writes the envelopes of the current version. Run it once per released version, under a new name.
+/// Not a test: writes the envelopes and control messages of the current version. Run it once per released version, under a new name.
 #[test]
 #[ignore = "writes fixtures"]
 fn record() {
     let blob = compose(&bytes("nixl_1.5.1_connection.bin"), &bytes("nixl_1.5.1_partial.bin")).unwrap();
     for (name, encoding) in [
-        ("ours_1.0_b64.txt", Encoding::Base64),
-        ("ours_1.0_hex.txt", Encoding::Hex),
+        ("ours_1.1_b64.txt", Encoding::Base64),
+        ("ours_1.1_hex.txt", Encoding::Hex),
     ] {
         std::fs::write(path(name), encode(&blob, Some(&RECORDED), encoding).unwrap() + "\n").unwrap();
+    }
+    for (name, message) in control_messages() {
+        let line = [message.encode().unwrap().as_slice(), b"\n"].concat();
+        std::fs::write(path(&format!("control_1_{name}.txt")), line).unwrap();
     }
 }

@@ -3,11 +3,17 @@
 
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use dynamo_nixl::error::ErrorKind;
-use dynamo_nixl::types::{Addr, AgentName, ByteLen, MemoryKind, MemoryRange};
-use dynamo_nixl::wire::{AgentBlob, Connection, Encoding, RegionEntry, Section, Trailer, compose, decode, encode};
+use dynamo_nixl::types::{Addr, AgentName, ByteLen, MemoryKind, MemoryRange, OperationKey, ProcessId};
+use dynamo_nixl::wire::{
+    AgentBlob, Connection, ControlMessage, Encoding, EndReason, Incoming, RegionEntry, Section, Trailer, compose,
+    decode, encode, limits,
+};
 use proptest::collection::vec;
+use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
@@ -172,16 +178,97 @@ fn many_regions_in_disorder_are_refused() {
     assert!(AgentBlob::parse(&serialise(&blob(&mut (0..100).rev()))).is_ok());
 }
 
+fn process() -> impl Strategy<Value = ProcessId> {
+    any::<[u32; 3]>().prop_map(|[pid, start, host]| ProcessId { pid, start, host })
+}
+
 fn trailer() -> impl Strategy<Value = Trailer> {
-    (any::<bool>(), any::<u64>(), proptest::option::of(any::<u64>())).prop_map(|(shared, generation, lease)| Trailer {
-        shared_memory_notifications: shared,
-        generation,
-        lease: lease.map(Duration::from_millis),
-    })
+    let older = (any::<bool>(), any::<u64>(), option::of(any::<u64>()));
+    let newer = (
+        option::of(any::<u64>()),
+        option::of(process()),
+        option::of(any::<u32>()),
+    );
+    (older, newer).prop_map(
+        |((shared, generation, lease), (validity_word, process, checksum))| Trailer {
+            shared_memory_notifications: shared,
+            // A validity word has no room for more.
+            generation: validity_word.map_or(generation, |_| generation % Trailer::GENERATION_LIMIT),
+            lease: lease.map(Duration::from_millis),
+            validity_word: validity_word.map(Addr),
+            process,
+            checksum,
+        },
+    )
 }
 
 fn encoding() -> impl Strategy<Value = Encoding> {
     prop_oneof![Just(Encoding::Base64), Just(Encoding::Hex)]
+}
+
+fn end() -> impl Strategy<Value = (OperationKey, EndReason, String)> {
+    let reason = prop_oneof![
+        Just(EndReason::Cancelled),
+        Just(EndReason::Failed),
+        Just(EndReason::TimedOut),
+        Just(EndReason::Closed),
+        Just(EndReason::LeaseExpired),
+    ];
+    // At most 4 bytes a character, so that nothing is cut.
+    (operation(), reason, "\\PC{0,256}")
+}
+
+fn operation() -> impl Strategy<Value = OperationKey> {
+    vec(any::<u8>(), 1..limits::MAX_NOTIFICATION_KEY).prop_map(OperationKey::new)
+}
+
+fn control_message() -> impl Strategy<Value = ControlMessage> {
+    let connection = || vec(any::<u8>(), 0..2000).prop_map(Bytes::from);
+    prop_oneof![
+        (operation(), connection(), process()).prop_map(|(operation, connection, process)| ControlMessage::Hello {
+            operation,
+            connection,
+            process
+        }),
+        end().prop_map(|(operation, reason, text)| ControlMessage::Left {
+            operation,
+            reason,
+            text
+        }),
+        operation().prop_map(|operation| ControlMessage::Quiet { operation }),
+        end().prop_map(|(operation, reason, text)| ControlMessage::Ended {
+            operation,
+            reason,
+            text
+        }),
+        (connection(), process(), any::<u64>()).prop_map(|(connection, process, nonce)| ControlMessage::Ping {
+            connection,
+            process,
+            nonce
+        }),
+        any::<u64>().prop_map(|nonce| ControlMessage::Pong { nonce }),
+    ]
+}
+
+const CONTROL_PREFIX: &[u8] = b"dnxl/1:";
+
+/// Whatever is understood can be said again, in the same words but for fields that are not understood.
+fn stays_the_same(notification: &[u8]) -> Result<(), TestCaseError> {
+    match ControlMessage::decode(notification) {
+        Ok(Incoming::Message { message, .. }) => {
+            let again = Incoming::Message {
+                message: message.clone(),
+                unknown_fields: 0,
+            };
+            let written = message.encode().unwrap();
+            prop_assert_eq!(ControlMessage::decode(&written).unwrap(), again);
+            let longest = limits::MAX_CONTROL_MESSAGE.div_ceil(3) * 4;
+            prop_assert!(written.len() <= CONTROL_PREFIX.len() + longest);
+        }
+        Ok(Incoming::Other | Incoming::Unknown) => {}
+        Err(error) => prop_assert_eq!(error.kind(), ErrorKind::Metadata),
+    }
+    Ok(())
 }
 
 proptest! {
@@ -245,7 +332,7 @@ proptest! {
     #[test]
     fn envelopes_round_trip(
         blob in vec(any::<u8>(), 0..3000),
-        trailer in proptest::option::of(trailer()),
+        trailer in option::of(trailer()),
         encoding in encoding(),
     ) {
         let text = encode(&blob, trailer.as_ref(), encoding).unwrap();
@@ -300,6 +387,59 @@ proptest! {
             prop_assert_eq!(envelope.blob, blob);
             prop_assert!(envelope.trailer.is_none_or(|read| read == trailer));
         }
+    }
+
+    #[test]
+    fn control_messages_round_trip(message in control_message()) {
+        let written = message.encode().unwrap();
+        prop_assert!(written.is_ascii() && written.starts_with(CONTROL_PREFIX));
+        let read = ControlMessage::decode(&written).unwrap();
+        prop_assert_eq!(read, Incoming::Message { message, unknown_fields: 0 });
+    }
+
+    #[test]
+    fn a_damaged_control_message_is_refused_or_another_message(
+        message in control_message(),
+        changes in vec((any::<Index>(), any::<u8>()), 1..4),
+        keep in option::of(any::<Index>()),
+    ) {
+        let written = message.encode().unwrap();
+        let mut damaged = written.clone();
+        for (at, value) in &changes {
+            let at = at.index(damaged.len());
+            damaged[at] = *value;
+        }
+        stays_the_same(&damaged)?;
+        // Behind the base64, where damage meets the fields.
+        let mut body = STANDARD.decode(&written[CONTROL_PREFIX.len()..]).unwrap();
+        for (at, value) in &changes {
+            let at = at.index(body.len());
+            body[at] = *value;
+        }
+        if let Some(keep) = keep {
+            body.truncate(keep.index(body.len()));
+        }
+        stays_the_same(&[CONTROL_PREFIX, STANDARD.encode(body).as_bytes()].concat())?;
+    }
+
+    #[test]
+    fn no_fields_make_reading_a_control_message_panic(
+        kind in 0_u8..9,
+        fields in vec((0_u8..9, vec(any::<u8>(), 0..14)), 0..8),
+        noise in vec(any::<u8>(), 0..4),
+    ) {
+        let mut body = vec![kind];
+        for (kind, value) in fields {
+            body.extend_from_slice(&[kind, value.len() as u8, 0]);
+            body.extend_from_slice(&value);
+        }
+        body.extend_from_slice(&noise);
+        stays_the_same(&[CONTROL_PREFIX, STANDARD.encode(body).as_bytes()].concat())?;
+    }
+
+    #[test]
+    fn no_text_makes_reading_a_notification_panic(prefix in "(dnxl(/(1:?)?)?)?", rest in vec(any::<u8>(), 0..200)) {
+        stays_the_same(&[prefix.as_bytes(), &rest].concat())?;
     }
 
     #[test]

@@ -85,7 +85,7 @@ impl process::Reader for Reader {
         };
         let key = OperationKey::new(exposed.key.clone());
         let handle = connector
-            .begin(direction, &exposed.metadata, key, &[remote], vec![local(range)])
+            .begin(direction, &exposed.metadata, key, &[remote], vec![local(range)], None)
             .unwrap();
         handle.operation().wait(Phase::Finished, None);
         assert_eq!(handle.operation().status(), Status::Complete);
@@ -118,7 +118,10 @@ impl CoreOwner {
 
     fn expose_one(&mut self, batch: Batch) -> Exposed {
         let range = self.arena.place(batch.bytes, batch.placement);
-        let handle = self.connector.expose(batch.direction, vec![local(range)]).unwrap();
+        let handle = self
+            .connector
+            .expose(batch.direction, vec![local(range)], None)
+            .unwrap();
         handle.operation().wait(Phase::Started, None);
         let exposed = Exposed {
             key: handle.operation().key().to_text(),

@@ -14,11 +14,25 @@ Importing the package loads neither NIXL, torch, NumPy nor pydantic.
 from typing import TYPE_CHECKING, Any
 
 from . import _core
+from ._settings import DEFAULT
 from .connection import Connection
 from .connector import Connector
 from .descriptor import Descriptor
 from .device import Device
-from .errors import ConnectorClosedError, MetadataError, NixlConnectError, RegistrationError, TransferError
+from .errors import (
+    CancelledByPeerError,
+    ConnectorClosedError,
+    ForkedError,
+    LeaseExpiredError,
+    MetadataError,
+    NixlConnectError,
+    PeerLostError,
+    QuarantineFullError,
+    RegistrationError,
+    StaleMetadataError,
+    TransferError,
+    TransferTimeoutError,
+)
 from .kinds import DeviceKind, OperationKind, OperationStatus
 from .operations import (
     AbstractOperation,
@@ -37,26 +51,34 @@ if TYPE_CHECKING:
 __version__ = _core.__version__
 
 __all__ = [
+    "DEFAULT",
     "AbstractOperation",
     "ActiveOperation",
+    "CancelledByPeerError",
     "Connection",
     "Connector",
     "ConnectorClosedError",
     "Descriptor",
     "Device",
     "DeviceKind",
+    "ForkedError",
+    "LeaseExpiredError",
     "MetadataError",
     "NixlConnectError",
     "OperationKind",
     "OperationStatus",
     "PassiveOperation",
+    "PeerLostError",
+    "QuarantineFullError",
     "RdmaMetadata",
     "ReadOperation",
     "ReadableOperation",
     "RegistrationError",
     "Remote",
     "SerializedDescriptor",
+    "StaleMetadataError",
     "TransferError",
+    "TransferTimeoutError",
     "WritableOperation",
     "WriteOperation",
     "__version__",

@@ -11,6 +11,9 @@ STARTED: Final[int]
 FINISHED: Final[int]
 """Phase of an operation: it has its one outcome."""
 
+QUIET: Final[int]
+"""Phase of an operation: it has ended, and the wire can no longer touch its memory, or nobody will ever know."""
+
 READ: Final[int]
 WRITE: Final[int]
 
@@ -35,7 +38,16 @@ def shutdown(timeout: float) -> bool:
 class Connector:
     """A connector's native half: its NIXL agents (lanes), registrations and peers. Makes no agent until opened."""
 
-    def __new__(cls, name: str) -> Connector: ...
+    def __new__(
+        cls,
+        name: str,
+        lease: float | None,
+        grace: float,
+        stall_timeout: float | None,
+        timeout: float | None,
+        quarantine_limit: int,
+    ) -> Connector:
+        """Seconds and bytes; None: no limit."""
     @property
     def name(self) -> str: ...
     @property
@@ -51,6 +63,7 @@ class Connector:
         notification_key: str,
         remote: Sequence[RemoteRange],
         local: Sequence[LocalRange],
+        timeout: float | None,
     ) -> Operation:
         """Start a transfer of `remote[i]` into/from `local[i]`. Never blocks on the wire.
 
@@ -64,8 +77,8 @@ class Connector:
         """
     def agent_metadata(self) -> bytes:
         """NIXL's own blob about the control agent and all that is registered with it. Opens the connector."""
-    def expose(self, direction: int, local: Sequence[LocalRange]) -> Operation:
-        """Let a peer read (READ) or write (WRITE) `local`, once."""
+    def expose(self, direction: int, local: Sequence[LocalRange], lease: float | None) -> Operation:
+        """Let a peer read (READ) or write (WRITE) `local`, once, for `lease` seconds."""
     def register(self, local: Sequence[LocalRange]) -> list[Region]:
         """Register ranges with the control agent, so that operations on them or on parts of them need not.
 
@@ -114,6 +127,16 @@ class Operation:
         """End an unfinished operation as CANCELLED: no further piece is posted. True if this call ended it."""
     def raise_for_outcome(self) -> None:
         """Raise the failure if the outcome is one; nothing for COMPLETE, CANCELLED or while unfinished."""
+    @property
+    def error(self) -> BaseException | None:
+        """What `raise_for_outcome` would raise."""
+    @property
+    def is_quiet(self) -> bool:
+        """Whether it has ended and the wire can no longer touch its memory."""
+    def raise_for_never_quiet(self) -> None:
+        """Raise where it can never be told that the wire is done with the memory."""
+    def renew(self, lease: float | None) -> None:
+        """Let an exposure end `lease` seconds from now, or never. Raises ValueError where it has ended."""
     def wait_blocking(self, phase: int, timeout: float | None) -> bool:
         """Wait for a phase on this thread with the GIL released; False at the timeout. Ctrl-C is honoured."""
 

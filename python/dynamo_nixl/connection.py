@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import math
 import threading
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 EXIT_PATIENCE: Final = 5.0
 """Seconds that the end of the interpreter waits for transfers in flight."""
+
+
+_NO_LIMIT: Final = 2**64 - 1
 
 
 class Connection:
@@ -53,7 +57,15 @@ class Connection:
             raise ValueError(f"a connection's number must be positive: {number}")
         # Weak: a cycle would leave agents, threads and file descriptors to the cyclic garbage collector.
         self._connector = ref(connector)
-        self._native = _core.Connector(f"{connector.name}-{number}")
+        settings = connector._settings
+        self._native = _core.Connector(
+            f"{connector.name}-{number}",
+            settings.lease,
+            math.inf if settings.grace is None else settings.grace,
+            settings.stall_timeout,
+            settings.timeout,
+            _NO_LIMIT if settings.quarantine_limit is None else settings.quarantine_limit,
+        )
         self._remote_refs: dict[str, int] = {}
         self._remote_refs_lock = threading.Lock()
         connector._connections.add(self)

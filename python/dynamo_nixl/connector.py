@@ -10,6 +10,7 @@ from weakref import WeakSet
 
 from . import _loop
 from ._pairing import check_remote_metadata, local_descriptors_of
+from ._settings import DEFAULT, Default, Seconds, Settings
 from .connection import EXIT_PATIENCE, Connection
 from .errors import ConnectorClosedError
 from .kinds import OperationKind
@@ -38,14 +39,32 @@ class Connector:
     ----------
     worker_id
         A name that no other worker has. By default a random one.
+    lease
+        Seconds that an exposure waits for its peer before it ends with `LeaseExpiredError`. Default 600.
+    grace
+        Seconds that the memory of an exposure that ended without being complete stays registered and alive, since a
+        peer that has its metadata may still be at work on it. Default 30.
+    stall_timeout
+        Seconds that a transfer may stand still before it ends with `TransferTimeoutError`. Default 30.
+    timeout
+        Seconds that a transfer may take from its start. Default None.
+    quarantine_limit
+        Bytes of memory that may stay pinned after their operations have ended. Where transfers with one peer exceed
+        it, new ones are refused with `QuarantineFullError`; exposures in `grace` give theirs up, the oldest first.
+        Default 1 GiB.
 
     Raises
     ------
     TypeError
-        If `worker_id` is empty or not a string.
+        If `worker_id` is empty or not a string, or a limit is no number.
+    ValueError
+        If a limit is negative, here or in the environment.
 
     Notes
     -----
+    None is no limit. What is not given is taken from the environment (`DYNAMO_NIXL_LEASE` and so on: a number, or
+    `none`).
+
     Making one is cheap: NIXL is found, loaded and started when the first operation needs it. One connector serves any
     number of event loops and threads, also at the same time. Connectors are equal if their names are.
 
@@ -53,11 +72,27 @@ class Connector:
     operations any more, or when the interpreter exits.
     """
 
-    def __init__(self, worker_id: str | None = None) -> None:
+    def __init__(
+        self,
+        worker_id: str | None = None,
+        *,
+        lease: Seconds = DEFAULT,
+        grace: Seconds = DEFAULT,
+        stall_timeout: Seconds = DEFAULT,
+        timeout: Seconds = DEFAULT,
+        quarantine_limit: int | Default | None = DEFAULT,
+    ) -> None:
         given: object = _random_name() if worker_id is None else worker_id
         if not isinstance(given, str) or not given:
             raise TypeError(f"a worker id must be a non-empty str: {given!r}")
         self._worker_id = given
+        self._settings = Settings.of(
+            lease=lease,
+            grace=grace,
+            stall_timeout=stall_timeout,
+            timeout=timeout,
+            quarantine_limit=quarantine_limit,
+        )
         self._hostname = socket.gethostname()
         # A threading lock because an asyncio one belongs to a single loop. It is never held across an await.
         self._connection_lock = threading.Lock()
@@ -145,6 +180,8 @@ class Connector:
         self,
         remote_metadata: RdmaMetadata,
         local_descriptors: Descriptor | list[Descriptor],
+        *,
+        timeout: Seconds = DEFAULT,
     ) -> ReadOperation:
         """Begin to copy a peer's memory into local memory.
 
@@ -156,6 +193,8 @@ class Connector:
             From the peer's `ReadableOperation.metadata`.
         local_descriptors
             Where the bytes go: as many descriptors as the peer exposed, each of the same size.
+        timeout
+            Seconds that the transfer may take, counted from its start; None: no limit. By default the connector's.
 
         Returns
         -------
@@ -184,12 +223,16 @@ class Connector:
             raise RuntimeError(_wrong_kind(remote_metadata, "reading"))
         connection = await self._create_connection()
         is_long = _is_long(local_descriptors, remote_metadata)
-        return await _made(lambda: ReadOperation(connection, remote_metadata, local_descriptors), is_long=is_long)
+        return await _made(
+            lambda: ReadOperation(connection, remote_metadata, local_descriptors, timeout=timeout), is_long=is_long
+        )
 
     async def begin_write(
         self,
         local_descriptors: Descriptor | list[Descriptor],
         remote_metadata: RdmaMetadata,
+        *,
+        timeout: Seconds = DEFAULT,
     ) -> WriteOperation:
         """Begin to copy local memory into a peer's memory.
 
@@ -202,6 +245,8 @@ class Connector:
             What is sent: as many descriptors as the peer exposed, each of the same size.
         remote_metadata
             From the peer's `WritableOperation.metadata`.
+        timeout
+            Seconds that the transfer may take, counted from its start; None: no limit. By default the connector's.
 
         Returns
         -------
@@ -229,15 +274,22 @@ class Connector:
             raise RuntimeError(_wrong_kind(remote_metadata, "writing"))
         connection = await self._create_connection()
         is_long = _is_long(local_descriptors, remote_metadata)
-        return await _made(lambda: WriteOperation(connection, local_descriptors, remote_metadata), is_long=is_long)
+        return await _made(
+            lambda: WriteOperation(connection, local_descriptors, remote_metadata, timeout=timeout), is_long=is_long
+        )
 
-    async def create_readable(self, local_descriptors: Descriptor | list[Descriptor]) -> ReadableOperation:
+    async def create_readable(
+        self, local_descriptors: Descriptor | list[Descriptor], *, lease: Seconds = DEFAULT
+    ) -> ReadableOperation:
         """Let one peer read local memory, once.
 
         Parameters
         ----------
         local_descriptors
             What may be read. It must not be changed until the operation has ended.
+        lease
+            Seconds after which the operation ends with `LeaseExpiredError` if no peer has completed it; None: no limit.
+            By default the connector's.
 
         Returns
         -------
@@ -260,15 +312,20 @@ class Connector:
         local_descriptors = local_descriptors_of(local_descriptors)
         connection = await self._create_connection()
         is_long = _is_long(local_descriptors)
-        return await _made(lambda: ReadableOperation(connection, local_descriptors), is_long=is_long)
+        return await _made(lambda: ReadableOperation(connection, local_descriptors, lease=lease), is_long=is_long)
 
-    async def create_writable(self, local_descriptors: Descriptor | list[Descriptor]) -> WritableOperation:
+    async def create_writable(
+        self, local_descriptors: Descriptor | list[Descriptor], *, lease: Seconds = DEFAULT
+    ) -> WritableOperation:
         """Let one peer write into local memory, once.
 
         Parameters
         ----------
         local_descriptors
             Where the peer's bytes go. Its contents are undefined until the operation is complete.
+        lease
+            Seconds after which the operation ends with `LeaseExpiredError` if no peer has completed it; None: no limit.
+            By default the connector's.
 
         Returns
         -------
@@ -291,7 +348,7 @@ class Connector:
         local_descriptors = local_descriptors_of(local_descriptors)
         connection = await self._create_connection()
         is_long = _is_long(local_descriptors)
-        return await _made(lambda: WritableOperation(connection, local_descriptors), is_long=is_long)
+        return await _made(lambda: WritableOperation(connection, local_descriptors, lease=lease), is_long=is_long)
 
     async def _create_connection(self) -> Connection:
         """Get the one connection of this connector, opened. Workers call this, and override it."""

@@ -15,10 +15,19 @@ class NixlConnectError(RuntimeError):
         The step that failed, such as `"load peer"` or `"post transfer"`; None where there is none.
     status
         NIXL's status as its C API names it, such as `"NIXL_CAPI_ERROR_BACKEND"`; None where NIXL had no part in it.
+    peer
+        The name of the peer's agent; None where it is not known or had no part in it.
+    bytes_done
+        How many bytes of a transfer had moved; None of anything else.
+    hint
+        What may help; part of the text, too.
     """
 
     phase: str | None = None
     status: str | None = None
+    peer: str | None = None
+    bytes_done: int | None = None
+    hint: str | None = None
 
 
 class TransferError(NixlConnectError):
@@ -35,3 +44,34 @@ class RegistrationError(NixlConnectError):
 
 class ConnectorClosedError(NixlConnectError):
     """The connector was closed; nothing new can be started on it."""
+
+
+class TransferTimeoutError(TransferError, TimeoutError):
+    """A transfer did not end within its `timeout`, or did not move for `stall_timeout`.
+
+    Its memory stays pinned until the wire is done with it: `wait_quiesced()` tells when. Bytes may still land there.
+    """
+
+
+class PeerLostError(TransferError, ConnectionError):
+    """The peer's process is gone."""
+
+
+class CancelledByPeerError(TransferError):
+    """The peer has cancelled the operation, or given it up; the text says why."""
+
+
+class LeaseExpiredError(TransferError):
+    """No peer has completed the operation before its lease ended."""
+
+
+class StaleMetadataError(MetadataError):
+    """The operation that the metadata comes from has ended. What was read, if anything, may be another one's data."""
+
+
+class QuarantineFullError(TransferError):
+    """Transfers with the peer that have ended otherwise keep more memory pinned than `quarantine_limit` allows."""
+
+
+class ForkedError(NixlConnectError):
+    """The object was made before this process was forked off, and is of no use here."""

@@ -18,6 +18,7 @@ from ._pairing import (
     local_ranges,
     remote_ranges,
 )
+from ._settings import DEFAULT, Seconds, seconds
 from .connection import Connection
 from .kinds import OperationKind, OperationStatus
 from .remote import Remote
@@ -72,10 +73,55 @@ class AbstractOperation(ABC):
         """End the operation as `CANCELLED`, at once; does nothing if it has ended already.
 
         What is on its way cannot be called back. A read or write sends nothing further, and its memory stays registered
-        and alive until what is under way has arrived; until then the destination may still change. An exposure gives
-        its memory back at once (as upstream), though a peer that is under way goes on reading or writing there.
+        and alive until what is under way has arrived; until then the destination may still change. The memory of an
+        exposure whose metadata was asked for stays registered and alive for the connector's `grace`, since a peer may
+        be at work on it. `wait_quiesced` tells when it is free.
         """
         self._native.cancel()
+
+    @property
+    def error(self) -> BaseException | None:
+        """Why the operation failed, as `wait_for_completion` raises it; None where it did not, or has not ended."""
+        return self._native.error
+
+    @property
+    def bytes_total(self) -> int:
+        """How many bytes the operation moves."""
+        return self._native.bytes_total
+
+    @property
+    def is_quiesced(self) -> bool:
+        """Whether the operation has ended and the wire can no longer touch its memory."""
+        return self._native.is_quiet
+
+    async def wait_quiesced(self) -> None:
+        """Wait until the operation has ended and its memory may be put to another use.
+
+        A read or write is quiesced when NIXL has reported the end of everything that it had begun. An exposure is when
+        a peer has completed it, when its metadata was never asked for, or else when `grace` has passed after its end: a
+        peer that has not come to an end by then is not waited for.
+
+        Raises
+        ------
+        TransferError
+            If nobody will ever be able to tell; the memory then stays pinned as long as its agent lives.
+        """
+        if not self._native.is_quiet:
+            await _loop.wait(self._native, _core.QUIET)
+        self._native.raise_for_never_quiet()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Cancel the operation if it has not ended, and wait until its memory may be put to another use."""
+        self.__exit__(exc_type, exc_value, traceback)
+        await self.wait_quiesced()
 
     def __enter__(self) -> Self:
         return self
@@ -122,6 +168,8 @@ class ActiveOperation(AbstractOperation):
         operation_kind: OperationKind,
         local_descriptors: Descriptor | list[Descriptor],
         remote_metadata: RdmaMetadata,
+        *,
+        timeout: Seconds = DEFAULT,
     ) -> None:
         _check_connection(connection)
         remote_metadata = check_remote_metadata(remote_metadata)
@@ -136,6 +184,7 @@ class ActiveOperation(AbstractOperation):
         remote = as_list(remote_descriptors)
         mine = local_ranges(local, connection, is_destination=operation_kind is OperationKind.READ)
         theirs = remote_ranges(remote)
+        limit = seconds("timeout", timeout, connection.connector._settings.timeout)
         connection._open_blocking()
         native = connection._native.begin(
             _core.READ if operation_kind is OperationKind.READ else _core.WRITE,
@@ -143,6 +192,7 @@ class ActiveOperation(AbstractOperation):
             remote_metadata.notification_key,
             theirs,
             mine,
+            limit,
         )
         super().__init__(connection, operation_kind, local, native)
         self._remote_descriptors = remote
@@ -215,8 +265,10 @@ class ReadOperation(ActiveOperation):
         connection: Connection,
         remote_metadata: RdmaMetadata,
         local_descriptors: Descriptor | list[Descriptor],
+        *,
+        timeout: Seconds = DEFAULT,
     ) -> None:
-        super().__init__(connection, OperationKind.READ, local_descriptors, remote_metadata)
+        super().__init__(connection, OperationKind.READ, local_descriptors, remote_metadata, timeout=timeout)
 
     def results(self) -> list[Descriptor]:
         """Get the local descriptors, now filled.
@@ -258,8 +310,10 @@ class WriteOperation(ActiveOperation):
         connection: Connection,
         local_descriptors: Descriptor | list[Descriptor],
         remote_metadata: RdmaMetadata,
+        *,
+        timeout: Seconds = DEFAULT,
     ) -> None:
-        super().__init__(connection, OperationKind.WRITE, local_descriptors, remote_metadata)
+        super().__init__(connection, OperationKind.WRITE, local_descriptors, remote_metadata, timeout=timeout)
 
 
 class PassiveOperation(AbstractOperation):
@@ -270,9 +324,12 @@ class PassiveOperation(AbstractOperation):
         connection: Connection,
         operation_kind: OperationKind,
         local_descriptors: Descriptor | list[Descriptor],
+        *,
+        lease: Seconds = DEFAULT,
     ) -> None:
         _check_connection(connection)
         local_descriptors = local_descriptors_of(local_descriptors)
+        limit = seconds("lease", lease, connection.connector._settings.lease)
         self._is_list = isinstance(local_descriptors, list)
         local = as_list(local_descriptors)
         ranges = local_ranges(local, connection, is_destination=operation_kind is OperationKind.WRITE)
@@ -280,6 +337,7 @@ class PassiveOperation(AbstractOperation):
         native = connection._native.expose(
             _core.READ if operation_kind is OperationKind.READ else _core.WRITE,
             ranges,
+            limit,
         )
         super().__init__(connection, operation_kind, local, native)
         # What was exposed, for the metadata: the descriptors may be resized for another operation meanwhile.
@@ -305,6 +363,18 @@ class PassiveOperation(AbstractOperation):
             If `timeout` passed first.
         """
         await self._finish(timeout)
+
+    def renew(self, lease: float | None) -> None:
+        """Let the operation wait for its peer until `lease` seconds from now; None: for ever.
+
+        Raises
+        ------
+        TypeError
+            If `lease` is no number.
+        ValueError
+            If `lease` is negative, or the operation has ended.
+        """
+        self._native.renew(seconds("lease", lease, None))
 
     def metadata(self, hex_encode: bool = False) -> RdmaMetadata:
         """Make what a peer needs in order to carry out this operation.
@@ -367,8 +437,14 @@ class ReadableOperation(PassiveOperation):
         If the list is empty, mixes kinds of devices, or holds a null pointer.
     """
 
-    def __init__(self, connection: Connection, local_descriptors: Descriptor | list[Descriptor]) -> None:
-        super().__init__(connection, OperationKind.READ, local_descriptors)
+    def __init__(
+        self,
+        connection: Connection,
+        local_descriptors: Descriptor | list[Descriptor],
+        *,
+        lease: Seconds = DEFAULT,
+    ) -> None:
+        super().__init__(connection, OperationKind.READ, local_descriptors, lease=lease)
 
 
 class WritableOperation(PassiveOperation):
@@ -389,8 +465,14 @@ class WritableOperation(PassiveOperation):
         If the list is empty, mixes kinds of devices, or holds a null pointer or memory that cannot be written to.
     """
 
-    def __init__(self, connection: Connection, local_descriptors: Descriptor | list[Descriptor]) -> None:
-        super().__init__(connection, OperationKind.WRITE, local_descriptors)
+    def __init__(
+        self,
+        connection: Connection,
+        local_descriptors: Descriptor | list[Descriptor],
+        *,
+        lease: Seconds = DEFAULT,
+    ) -> None:
+        super().__init__(connection, OperationKind.WRITE, local_descriptors, lease=lease)
 
 
 def _alone(descriptors: list[Descriptor]) -> Descriptor | list[Descriptor]:

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::range_map::RangeMap;
-use crate::types::{AgentName, MemoryRange};
+use crate::types::{AgentName, ByteLen, MemoryKind, MemoryRange};
 use crate::wire::{AgentBlob, Connection, Envelope, RegionEntry, Section, Trailer, decode};
 
 /// A region's keys, by back end.
@@ -99,11 +99,36 @@ impl RemoteMetadata {
         self.unknown_fields
     }
 
+    /// Where the owner says whether the exposure is open, and the generation that it is of; `None` where it does not.
+    #[must_use]
+    pub fn validity(&self) -> Option<(MemoryRange, u64)> {
+        let trailer = self.trailer.as_ref()?;
+        let word = MemoryRange {
+            kind: MemoryKind::Dram,
+            device: 0,
+            addr: trailer.validity_word?,
+            len: ByteLen(8),
+        };
+        Some((word, trailer.generation))
+    }
+
     /// Checks that the metadata covers every range that moves bytes.
     ///
     /// # Errors
     /// [`ErrorKind::Metadata`] naming the first range that it does not.
     pub fn check_covers(&self, ranges: &[MemoryRange]) -> Result<()> {
+        if let Some((word, _)) = self
+            .validity()
+            .filter(|(word, _)| self.regions.covering(word).next().is_none())
+        {
+            return Err(Error::new(
+                ErrorKind::Metadata,
+                "check metadata",
+                "the validity word lies outside of the regions that the peer's metadata exposes",
+            )
+            .with_context("peer", self.agent())
+            .with_context("address", format_args!("{:?}", word.addr)));
+        }
         for (index, range) in ranges.iter().enumerate() {
             if range.len.0 > 0 && self.regions.covering(range).next().is_none() {
                 return Err(Error::new(

@@ -6,6 +6,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::asyncio::into_asyncio;
+use super::duration;
 use super::errors::to_exception;
 use super::operation::{Operation, direction};
 use super::owner::{LocalTuple, RemoteTuple, local_memory, remote_range};
@@ -14,6 +15,7 @@ use crate::connector::Connector as CoreConnector;
 use crate::error::Error;
 use crate::peer::RemoteMetadata;
 use crate::region::LocalMemory;
+use crate::settings::Settings;
 use crate::types::OperationKey;
 
 /// A peer's metadata: the text that travels, or NIXL's own blob.
@@ -32,9 +34,25 @@ pub(super) struct Connector {
 #[pymethods]
 impl Connector {
     #[new]
-    fn new(name: &str) -> Self {
+    #[pyo3(signature = (name, lease, grace, stall_timeout, timeout, quarantine_limit))]
+    fn new(
+        name: &str,
+        lease: Option<f64>,
+        grace: f64,
+        stall_timeout: Option<f64>,
+        timeout: Option<f64>,
+        quarantine_limit: u64,
+    ) -> Self {
+        let settings = Settings {
+            lease: lease.map(duration),
+            grace: duration(grace),
+            stall_timeout: stall_timeout.map(duration),
+            timeout: timeout.map(duration),
+            quarantine_limit,
+            ..Settings::default()
+        };
         Self {
-            core: CoreConnector::new(name),
+            core: CoreConnector::with_settings(name, settings),
         }
     }
 
@@ -59,6 +77,8 @@ impl Connector {
         py.detach(|| self.core.open()).map_err(|error| to_exception(py, &error))
     }
 
+    #[pyo3(signature = (direction, nixl_metadata, notification_key, remote, local, timeout))]
+    #[expect(clippy::too_many_arguments, reason = "one call into the core, whatever it needs")]
     fn begin(
         &self,
         py: Python<'_>,
@@ -67,6 +87,7 @@ impl Connector {
         notification_key: &str,
         remote: Vec<RemoteTuple>,
         local: Vec<LocalTuple>,
+        timeout: Option<f64>,
     ) -> PyResult<Operation> {
         let direction = self::direction(direction)?;
         let local = local_memories(py, local)?;
@@ -76,7 +97,8 @@ impl Connector {
                 .map(remote_range)
                 .collect::<Result<Vec<_>, Error>>()?;
             let key = OperationKey::new(notification_key.as_bytes().to_vec());
-            self.core.begin(direction, nixl_metadata, key, &remote, local)
+            self.core
+                .begin(direction, nixl_metadata, key, &remote, local, timeout.map(duration))
         })
         .map(Operation::new)
         .map_err(|error| to_exception(py, &error))
@@ -100,10 +122,11 @@ impl Connector {
             .map_err(|error| to_exception(py, &error))
     }
 
-    fn expose(&self, py: Python<'_>, direction: u8, local: Vec<LocalTuple>) -> PyResult<Operation> {
+    #[pyo3(signature = (direction, local, lease))]
+    fn expose(&self, py: Python<'_>, direction: u8, local: Vec<LocalTuple>, lease: Option<f64>) -> PyResult<Operation> {
         let direction = self::direction(direction)?;
         let local = local_memories(py, local)?;
-        py.detach(|| self.core.expose(direction, local))
+        py.detach(|| self.core.expose(direction, local, lease.map(duration)))
             .map(Operation::new)
             .map_err(|error| to_exception(py, &error))
     }
@@ -131,6 +154,8 @@ impl Connector {
             ("peers", stats.peers as u64),
             ("transfers", stats.transfers as u64),
             ("exposures", stats.exposures as u64),
+            ("exposures_in_grace", stats.exposures_in_grace as u64),
+            ("bytes_in_grace", stats.bytes_in_grace),
             ("unquiet_regions", stats.unquiet_regions as u64),
             ("notifications_matched", stats.notifications_matched),
             ("notifications_unknown", stats.notifications_unknown),
@@ -140,11 +165,11 @@ impl Connector {
     }
 
     fn begin_close(&self, timeout: f64) {
-        self.core.begin_close(super::duration(timeout));
+        self.core.begin_close(duration(timeout));
     }
 
     fn close(&self, py: Python<'_>, timeout: f64) -> bool {
-        py.detach(|| self.core.close(super::duration(timeout)))
+        py.detach(|| self.core.close(duration(timeout)))
     }
 }
 

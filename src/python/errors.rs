@@ -16,6 +16,13 @@ pub(super) fn to_exception(py: Python<'_>, error: &Error) -> PyErr {
         ErrorKind::Metadata => "MetadataError",
         ErrorKind::Registration => "RegistrationError",
         ErrorKind::Transfer => "TransferError",
+        ErrorKind::Timeout => "TransferTimeoutError",
+        ErrorKind::PeerLost => "PeerLostError",
+        ErrorKind::CancelledByPeer => "CancelledByPeerError",
+        ErrorKind::LeaseExpired => "LeaseExpiredError",
+        ErrorKind::Stale => "StaleMetadataError",
+        ErrorKind::QuarantineFull => "QuarantineFullError",
+        ErrorKind::Forked => "ForkedError",
         ErrorKind::Closed => "ConnectorClosedError",
         ErrorKind::Backend => "NixlConnectError",
     };
@@ -24,6 +31,14 @@ pub(super) fn to_exception(py: Python<'_>, error: &Error) -> PyErr {
         exception.setattr(intern!(py, "phase"), error.operation())?;
         let status = error.context().iter().find(|(key, _)| *key == "status");
         exception.setattr(intern!(py, "status"), status.map(|(_, status)| status))?;
+        for (key, value) in error.context() {
+            match *key {
+                "peer" => exception.setattr(intern!(py, "peer"), value)?,
+                "bytes_done" => exception.setattr(intern!(py, "bytes_done"), value.parse::<u64>().ok())?,
+                _ => {}
+            }
+        }
+        exception.setattr(intern!(py, "hint"), error.hint())?;
         Ok(exception)
     });
     match made {

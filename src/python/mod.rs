@@ -52,6 +52,7 @@ mod _core {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         module.add("STARTED", super::operation::STARTED)?;
         module.add("FINISHED", super::operation::FINISHED)?;
+        module.add("QUIET", super::operation::QUIET)?;
         module.add("READ", super::operation::READ)?;
         module.add("WRITE", super::operation::WRITE)
     }

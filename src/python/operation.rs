@@ -14,6 +14,7 @@ use crate::wire::Encoding;
 
 pub(super) const STARTED: u8 = 1;
 pub(super) const FINISHED: u8 = 2;
+pub(super) const QUIET: u8 = 3;
 pub(super) const READ: u8 = 1;
 pub(super) const WRITE: u8 = 2;
 
@@ -24,6 +25,7 @@ pub(super) fn phase(number: u8) -> Option<Phase> {
     match number {
         STARTED => Some(Phase::Started),
         FINISHED => Some(Phase::Finished),
+        QUIET => Some(Phase::Quiet),
         _ => None,
     }
 }
@@ -101,10 +103,37 @@ impl Operation {
     }
 
     fn raise_for_outcome(&self, py: Python<'_>) -> PyResult<()> {
-        match self.core().outcome() {
-            Some(Outcome::Failed(error)) => Err(to_exception(py, &error)),
-            Some(Outcome::Complete | Outcome::Cancelled) | None => Ok(()),
+        let outcome = self.core().outcome();
+        match outcome.as_ref().and_then(Outcome::error) {
+            Some(error) => Err(to_exception(py, error)),
+            None => Ok(()),
         }
+    }
+
+    /// What `raise_for_outcome` would raise.
+    #[getter]
+    fn error<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        let outcome = self.core().outcome();
+        let error = outcome.as_ref().and_then(Outcome::error)?;
+        Some(to_exception(py, error).into_value(py).into_bound(py).into_any())
+    }
+
+    #[getter]
+    fn is_quiet(&self) -> bool {
+        self.core().is_quiet()
+    }
+
+    fn raise_for_never_quiet(&self, py: Python<'_>) -> PyResult<()> {
+        match self.core().never_quiet() {
+            Some(error) => Err(to_exception(py, &error)),
+            None => Ok(()),
+        }
+    }
+
+    #[pyo3(signature = (lease))]
+    fn renew(&self, py: Python<'_>, lease: Option<f64>) -> PyResult<()> {
+        py.detach(|| self.handle.renew(lease.map(super::duration)))
+            .map_err(|error| to_exception(py, &error))
     }
 
     #[pyo3(signature = (phase, timeout))]

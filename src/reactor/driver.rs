@@ -1,5 +1,6 @@
 //! A lane's thread: it makes the agent, drives the lane, and takes it apart in the end.
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,15 +11,16 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::mpsc::error::TryRecvError;
 
 use super::closing::{Closing, ClosingOrder};
-use super::dispatch::Dispatcher;
 use super::idle::{Activity, IdlePolicy, Rest};
-use super::lane::{Command, Opened, Shared};
-use super::state::{LaneState, closed};
+use super::lane::{Command, Opened, Shared, Work};
+use super::state::{LaneState, Resources, closed};
 use crate::error::{Error, ErrorKind};
+use crate::exposure::Ledger;
 use crate::operation::Outcome;
 use crate::peer::{PeerTable, RefusedNames};
 use crate::region::RegionTable;
 use crate::transport::{AgentFlavor, TransportFactory};
+use crate::words::WordTable;
 
 /// How long a lane that nobody holds any more drives what is in flight.
 const ORPHAN_GRACE: Duration = Duration::from_secs(5);
@@ -58,7 +60,7 @@ fn give_up(shared: &Shared) -> bool {
     shared.open_gate(|| shared.closed_quietly.get_or_init(|| false));
     if let Some(mut state) = opened.state.lock().take() {
         state.begin_close();
-        std::mem::forget(state);
+        state.leak();
     }
     false
 }
@@ -73,13 +75,22 @@ fn live(
     let opened = factory(&shared.name, flavor).and_then(|transport| {
         let connection_info = transport.connection_info()?;
         let regions = RegionTable::new(Arc::clone(&transport));
-        let dispatcher = Arc::new(Dispatcher::default());
+        let ledger = Arc::new(Ledger::new(&shared.settings));
+        let words = WordTable::new(Arc::clone(&regions));
         let refused = RefusedNames::default();
         let peers = PeerTable::new(Arc::clone(&refused));
-        let state = LaneState::new(transport, peers, Arc::clone(&regions), Arc::clone(&dispatcher));
+        let resources = Resources {
+            transport,
+            peers,
+            regions: Arc::clone(&regions),
+            words: Arc::clone(&words),
+            last_unheard: None,
+        };
+        let state = LaneState::new(resources, Arc::clone(&ledger), shared.settings.quarantine_limit);
         Ok(Opened {
             regions,
-            dispatcher,
+            words,
+            ledger,
             connection_info,
             refused,
             state: Mutex::new(Some(state)),
@@ -102,7 +113,7 @@ fn live(
                     Command::Start(mut transfer) => {
                         transfer.abandon(Outcome::Failed(failure.clone().unwrap_or_else(closed)));
                     }
-                    Command::Run(work) => work(),
+                    Command::Run(mut work) => while work() {},
                     Command::Wake => {}
                     Command::Close(_) => break,
                 }
@@ -116,8 +127,16 @@ fn live(
 async fn drive(shared: &Shared, opened: &Opened, commands: &mut UnboundedReceiver<Command>) -> bool {
     let mut idle = IdlePolicy::new(Instant::now());
     let mut closing: Option<ClosingOrder> = None;
+    // Work that is done a slice at a look, so that the lane is never deaf for long.
+    let mut works: VecDeque<Work> = VecDeque::new();
     loop {
-        let handled = handle_some(shared, opened, commands, &mut closing);
+        let mut handled = handle_some(shared, opened, commands, &mut closing, &mut works);
+        if let Some(work) = works.front_mut() {
+            handled = true;
+            if !work() {
+                works.pop_front();
+            }
+        }
         let Some(mut activity) = look(opened) else {
             return true;
         };
@@ -147,7 +166,13 @@ async fn drive(shared: &Shared, opened: &Opened, commands: &mut UnboundedReceive
                     .is_some_and(|state| state.has_news(&activity));
                 if !has_news {
                     if let Ok(command) = tokio::time::timeout(duration, commands.recv()).await {
-                        handle(shared, opened, command.unwrap_or_else(orphaned), &mut closing);
+                        handle(
+                            shared,
+                            opened,
+                            command.unwrap_or_else(orphaned),
+                            &mut closing,
+                            &mut works,
+                        );
                         idle.wake(Instant::now());
                     }
                 }
@@ -177,11 +202,12 @@ fn handle_some(
     opened: &Opened,
     commands: &mut UnboundedReceiver<Command>,
     closing: &mut Option<ClosingOrder>,
+    works: &mut VecDeque<Work>,
 ) -> bool {
     for count in 0..COMMANDS_PER_LOOK {
         match commands.try_recv() {
-            Ok(command) => handle(shared, opened, command, closing),
-            Err(TryRecvError::Disconnected) if closing.is_none() => handle(shared, opened, orphaned(), closing),
+            Ok(command) => handle(shared, opened, command, closing, works),
+            Err(TryRecvError::Disconnected) if closing.is_none() => handle(shared, opened, orphaned(), closing, works),
             Err(TryRecvError::Empty | TryRecvError::Disconnected) => return count > 0,
         }
     }
@@ -193,10 +219,16 @@ fn orphaned() -> Command {
     Command::Close(Closing::by(Instant::now() + ORPHAN_GRACE).order())
 }
 
-fn handle(shared: &Shared, opened: &Opened, command: Command, closing: &mut Option<ClosingOrder>) {
+fn handle(
+    shared: &Shared,
+    opened: &Opened,
+    command: Command,
+    closing: &mut Option<ClosingOrder>,
+    works: &mut VecDeque<Work>,
+) {
     match command {
-        // Outside of the lane's lock: it takes the locks that it needs.
-        Command::Run(work) => work(),
+        // Done outside of the lane's lock: it takes the locks that it needs.
+        Command::Run(work) => works.push_back(work),
         Command::Wake => {}
         Command::Start(transfer) => {
             if let Some(state) = opened.state.lock().as_mut() {
@@ -223,6 +255,8 @@ fn end(opened: &Opened) -> bool {
     };
     if state.is_quiet() {
         drop(state);
+        opened.ledger.end_all();
+        opened.words.close();
         opened.regions.close();
         true
     } else {
@@ -230,7 +264,7 @@ fn end(opened: &Opened) -> bool {
             transfers = state.transfers(),
             "a lane was closed with transfers in flight; their memory stays pinned"
         );
-        std::mem::forget(state);
+        state.leak();
         false
     }
 }

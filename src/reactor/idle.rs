@@ -41,6 +41,8 @@ pub(crate) struct Activity {
     pub(crate) waiting: usize,
     /// Whether memory is registered or a peer loaded.
     pub(crate) attached: bool,
+    /// When a timer is due: a lease, or memory to be let go.
+    pub(crate) next_due: Option<Instant>,
 }
 
 /// What to do until the next look.
@@ -73,6 +75,13 @@ impl IdlePolicy {
     }
 
     pub(crate) fn next(&mut self, activity: Activity, now: Instant) -> Rest {
+        match (self.pace(activity, now), activity.next_due) {
+            (Rest::Park(duration), Some(due)) => Rest::Park(duration.min(due.saturating_duration_since(now))),
+            (rest, _) => rest,
+        }
+    }
+
+    fn pace(&mut self, activity: Activity, now: Instant) -> Rest {
         if activity.progressed {
             self.last_progress = now;
         }

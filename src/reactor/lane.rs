@@ -12,16 +12,18 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use super::closing::ClosingOrder;
-use super::dispatch::Dispatcher;
 use super::state::{LaneState, closed};
 use super::transfer::Transfer;
 use super::{driver, thread};
 use crate::error::Result;
+use crate::exposure::Ledger;
 use crate::operation::Outcome;
 use crate::peer::RefusedNames;
 use crate::region::RegionTable;
+use crate::settings::Settings;
 use crate::transport::{AgentFlavor, TransportFactory};
 use crate::types::AgentName;
+use crate::words::WordTable;
 
 /// How long a caller drives its own small transfer before it leaves it to the lane.
 const INLINE_BUDGET: Duration = Duration::from_micros(30);
@@ -29,11 +31,14 @@ const INLINE_BUDGET: Duration = Duration::from_micros(30);
 /// How long making or destroying an agent may take beyond a deadline.
 const AGENT_GRACE: Duration = Duration::from_secs(10);
 
+/// Work that is done a slice at a time: true while there is more.
+pub(super) type Work = Box<dyn FnMut() -> bool + Send>;
+
 /// What a lane is told through its channel.
 pub(super) enum Command {
     Start(Box<Transfer>),
     /// Work for the lane's thread that would hold up a caller: a big registration.
-    Run(Box<dyn FnOnce() + Send>),
+    Run(Work),
     /// Nothing but a look at the wire.
     Wake,
     /// Take nothing new, drive what is in flight, destroy the agent.
@@ -50,6 +55,7 @@ pub(crate) struct Lane {
 /// What the door and the driver share.
 pub(super) struct Shared {
     pub(super) name: AgentName,
+    pub(super) settings: Settings,
     pub(super) opened: OnceLock<Result<Opened>>,
     /// For those who wait for `opened` without a thread.
     opened_signal: Notify,
@@ -65,7 +71,9 @@ pub(super) struct Shared {
 pub(crate) struct Opened {
     /// Also the way to the agent: it goes with the table when the lane ends.
     pub(crate) regions: Arc<RegionTable>,
-    pub(crate) dispatcher: Arc<Dispatcher>,
+    /// What its peers read and write of ours while the agent lives: words that tell how exposures stand.
+    pub(crate) words: Arc<WordTable>,
+    pub(crate) ledger: Arc<Ledger>,
     /// The agent's connection information, the same for its whole life.
     pub(crate) connection_info: Vec<u8>,
     /// Peers that the agent can or may not load any more.
@@ -85,10 +93,12 @@ impl Lane {
         name: AgentName,
         flavor: AgentFlavor,
         factory: TransportFactory,
+        settings: Settings,
     ) -> Result<Arc<Self>> {
         let (commands, receiver) = unbounded_channel();
         let shared = Arc::new(Shared {
             name,
+            settings,
             opened: OnceLock::new(),
             opened_signal: Notify::new(),
             gate: Mutex::new(()),
@@ -167,7 +177,7 @@ impl Lane {
     }
 
     /// Runs work on the lane's thread, once the agent exists. False where the lane has ended.
-    pub(crate) fn run(&self, work: Box<dyn FnOnce() + Send>) -> bool {
+    pub(crate) fn run(&self, work: Work) -> bool {
         self.commands.send(Command::Run(work)).is_ok()
     }
 

@@ -6,7 +6,6 @@
 //! transfer ends without a thread hop.
 
 pub(crate) mod closing;
-pub(crate) mod dispatch;
 pub(crate) mod driver;
 pub(crate) mod idle;
 pub(crate) mod lane;

@@ -3,14 +3,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::dispatch::Dispatcher;
 use super::idle::Activity;
-use super::transfer::{Step, Transfer};
+use super::transfer::{Step, Transfer, Unquiet};
 use crate::error::{Error, ErrorKind};
+use crate::exposure::Ledger;
 use crate::operation::Outcome;
 use crate::peer::PeerTable;
-use crate::region::{Region, RegionTable};
+use crate::region::RegionTable;
 use crate::transport::Transport;
+use crate::types::AgentName;
+use crate::words::WordTable;
 
 /// How long a lane that closes goes on driving what no request tells of. Connecting to a peer that looks at the wire every
 /// 10 ms takes a few turns.
@@ -22,6 +24,7 @@ pub(crate) struct Resources {
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) peers: PeerTable,
     pub(crate) regions: Arc<RegionTable>,
+    pub(crate) words: Arc<WordTable>,
     /// When a peer was last connected to, or notified, without a request that tells when that is over.
     pub(crate) last_unheard: Option<Instant>,
 }
@@ -30,30 +33,23 @@ pub(crate) struct Resources {
 #[derive(Debug)]
 pub(crate) struct LaneState {
     resources: Resources,
-    dispatcher: Arc<Dispatcher>,
+    ledger: Arc<Ledger>,
     transfers: Vec<Transfer>,
     /// Memory under pieces that can never be shown quiet; pinned for the agent's life.
-    unquiet: Vec<Region>,
+    unquiet: Vec<Unquiet>,
+    /// How many bytes of ended transfers with one peer may stay pinned before it gets no new ones.
+    quarantine_limit: u64,
     is_closing: bool,
 }
 
 impl LaneState {
-    pub(crate) fn new(
-        transport: Arc<dyn Transport>,
-        peers: PeerTable,
-        regions: Arc<RegionTable>,
-        dispatcher: Arc<Dispatcher>,
-    ) -> Self {
+    pub(crate) fn new(resources: Resources, ledger: Arc<Ledger>, quarantine_limit: u64) -> Self {
         Self {
-            resources: Resources {
-                transport,
-                peers,
-                regions,
-                last_unheard: None,
-            },
-            dispatcher,
+            resources,
+            ledger,
             transfers: Vec::new(),
             unquiet: Vec::new(),
+            quarantine_limit,
             is_closing: false,
         }
     }
@@ -62,37 +58,63 @@ impl LaneState {
     pub(crate) fn add(&mut self, mut transfer: Transfer) {
         if self.is_closing {
             transfer.abandon(Outcome::Failed(closed()));
+        } else if let Some(error) = self.quarantine_full(transfer.peer()) {
+            transfer.abandon(Outcome::Failed(error));
         } else {
             self.transfers.push(transfer);
         }
     }
 
+    /// Why the peer gets no new transfer, where too much memory is pinned by those of its that have ended.
+    fn quarantine_full(&self, peer: &AgentName) -> Option<Error> {
+        let draining = self.transfers.iter().filter(|transfer| transfer.peer() == peer);
+        let unquiet = self.unquiet.iter().filter(|unquiet| unquiet.peer == *peer);
+        let bytes =
+            draining.map(Transfer::quarantined_bytes).sum::<u64>() + unquiet.map(|unquiet| unquiet.bytes).sum::<u64>();
+        if bytes <= self.quarantine_limit {
+            return None;
+        }
+        let message =
+            "transfers with the peer that have ended keep too much memory pinned, since the wire is not done with it";
+        Some(
+            Error::new(ErrorKind::QuarantineFull, "begin transfer", message)
+                .with_context("peer", peer)
+                .with_context("bytes", bytes)
+                .with_context("quarantine_limit", self.quarantine_limit)
+                .with_hint(
+                    "the peer may be stopped; wait_quiesced() of those operations tells when their memory is free",
+                ),
+        )
+    }
+
     /// Whether a transfer may be driven by its caller: small, and nothing to wait for.
     pub(crate) fn takes_inline(&self, transfer: &Transfer) -> bool {
-        !self.is_closing && transfer.is_inline(&self.resources)
+        !self.is_closing && transfer.is_inline(&self.resources) && self.quarantine_full(transfer.peer()).is_none()
     }
 
     /// Starts a transfer and drives it for at most `budget`. False where the rest of it is now the lane's.
     pub(crate) fn run_inline(&mut self, mut transfer: Transfer, budget: Duration) -> bool {
         let start = Instant::now();
-        while transfer.step(&mut self.resources) != Step::Over {
-            if start.elapsed() > budget {
+        let mut now = start;
+        while transfer.step(&mut self.resources, now) != Step::Over {
+            now = Instant::now();
+            if now.duration_since(start) > budget {
                 self.transfers.push(transfer);
                 return false;
             }
             std::hint::spin_loop();
         }
-        self.unquiet.extend(transfer.take_unquiet());
+        self.unquiet.extend(transfer.into_unquiet());
         true
     }
 
     /// One look at the wire: notifications in, every transfer one step on.
     pub(crate) fn tick(&mut self) -> Activity {
-        let dispatcher = Arc::clone(&self.dispatcher);
+        let ledger = Arc::clone(&self.ledger);
         let received = self
             .resources
             .transport
-            .poll_notifications(&mut |message| dispatcher.dispatch(message));
+            .poll_notifications(&mut |message| ledger.receive(message));
         let mut progressed = match received {
             Ok(count) => count > 0,
             Err(error) => {
@@ -100,34 +122,43 @@ impl LaneState {
                 false
             }
         };
+        let now = Instant::now();
+        progressed |= ledger.tick(now);
         self.resources.peers.begin_round();
-        let (resources, unquiet) = (&mut self.resources, &mut self.unquiet);
         // In the order they came, so that transfers that wait for the same peer get it in that order.
-        self.transfers.retain_mut(|transfer| {
-            let step = transfer.step(resources);
+        let mut over = Vec::new();
+        for (index, transfer) in self.transfers.iter_mut().enumerate() {
+            let step = transfer.step(&mut self.resources, now);
             progressed |= step != Step::Unchanged;
             if step == Step::Over {
-                unquiet.extend(transfer.take_unquiet());
+                over.push(index);
             }
-            step != Step::Over
-        });
+        }
+        for index in over.into_iter().rev() {
+            let transfer = self.transfers.remove(index);
+            self.unquiet.extend(transfer.into_unquiet());
+        }
+        let pages = self.resources.words.pages();
         Activity {
             progressed,
             transfers: self.transfers.len(),
-            waiting: self.dispatcher.waiting(),
-            attached: !self.resources.peers.is_empty() || !self.resources.regions.is_empty(),
+            waiting: ledger.waiting(),
+            attached: !self.resources.peers.is_empty() || self.resources.regions.len() > pages,
+            next_due: ledger.next_due(),
         }
     }
 
     /// Whether something was handed in, beside the lane's thread, since that look.
     pub(crate) fn has_news(&self, seen: &Activity) -> bool {
-        self.transfers.len() != seen.transfers || self.dispatcher.waiting() != seen.waiting
+        self.transfers.len() != seen.transfers
+            || self.ledger.waiting() != seen.waiting
+            || self.ledger.next_due() != seen.next_due
     }
 
     /// Takes nothing new any more and ends what has no outcome yet; pieces in flight are still driven.
     pub(crate) fn begin_close(&mut self) {
         self.is_closing = true;
-        self.dispatcher.close(&closed());
+        self.ledger.close(&closed());
         for transfer in &mut self.transfers {
             transfer.abandon(Outcome::Failed(closed()));
         }
@@ -151,7 +182,15 @@ impl LaneState {
 
     /// How many ranges stay pinned because a piece over them can never be shown quiet.
     pub(crate) fn unquiet(&self) -> usize {
-        self.unquiet.len()
+        self.unquiet.iter().map(|unquiet| unquiet.regions.len()).sum()
+    }
+
+    /// Leaves everything as it is, for ever: what the wire may still touch must outlive the process's sight of it.
+    pub(crate) fn leak(self) {
+        for transfer in &self.transfers {
+            transfer.keep_for_ever();
+        }
+        std::mem::forget(self);
     }
 
     /// Whether the agent can be destroyed without the wire touching memory that is no longer pinned.

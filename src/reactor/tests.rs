@@ -7,18 +7,20 @@ mod peers;
 
 use std::sync::{Arc, Weak};
 
-use super::dispatch::Dispatcher;
-use super::state::LaneState;
-use super::transfer::{PIECE, Transfer};
+use super::state::{LaneState, Resources};
+use super::transfer::{Limits, PIECE, Transfer};
 use crate::descriptor::TransferPlan;
 use crate::error::ErrorKind;
+use crate::exposure::{Ledger, Record};
 use crate::operation::{Operation, Outcome, Phase, Status};
 use crate::peer::PeerTable;
 use crate::peer::RemoteMetadata;
 use crate::region::{LocalMemory, RegionTable};
+use crate::settings::Settings;
 use crate::transport::AgentFlavor;
 use crate::transport::fake::{Call, Completion, Event, FakeNetwork, FakeOwner};
 use crate::types::{Addr, AgentName, ByteLen, Direction, MemoryKind, MemoryRange, OperationKey};
+use crate::words::WordTable;
 
 const READER: &str = "reader";
 const OWNER: &str = "owner";
@@ -40,7 +42,7 @@ struct Bench {
     network: FakeNetwork,
     owner: Option<FakeOwner>,
     regions: Arc<RegionTable>,
-    dispatcher: Arc<Dispatcher>,
+    ledger: Arc<Ledger>,
     lane: LaneState,
     next_local: u64,
 }
@@ -77,19 +79,22 @@ impl Bench {
             .agent(&AgentName::new(READER), AgentFlavor::SharedMemoryErrors)
             .unwrap();
         let regions = RegionTable::new(Arc::clone(&transport));
-        let dispatcher = Arc::new(Dispatcher::default());
-        let lane = LaneState::new(
+        let settings = Settings::default();
+        let ledger = Arc::new(Ledger::new(&settings));
+        let resources = Resources {
             transport,
-            PeerTable::default(),
-            Arc::clone(&regions),
-            Arc::clone(&dispatcher),
-        );
+            peers: PeerTable::default(),
+            regions: Arc::clone(&regions),
+            words: WordTable::new(Arc::clone(&regions)),
+            last_unheard: None,
+        };
+        let lane = LaneState::new(resources, Arc::clone(&ledger), settings.quarantine_limit);
         let owner = Some(FakeOwner::new(&network, OWNER).unwrap());
         Self {
             network,
             owner,
             regions,
-            dispatcher,
+            ledger,
             lane,
             next_local: LOCAL,
         }
@@ -136,7 +141,10 @@ impl Bench {
             operation: Arc::clone(&operation),
             memory: Arc::downgrade(&owner),
         };
-        (started, Transfer::new(operation, Arc::clone(metadata), plan, memory))
+        (
+            started,
+            Transfer::new(operation, Arc::clone(metadata), plan, memory, Limits::default()),
+        )
     }
 
     /// Hands in a transfer of one descriptor.

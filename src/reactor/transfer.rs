@@ -1,21 +1,28 @@
 //! One transfer on the active side, from its queue to the moment the wire is done with its memory.
 //!
 //! A transfer is cut into pieces, each a NIXL request of its own. The last piece carries the notification that tells
-//! the owner, and is posted only when every other piece has ended well. A transfer that is cancelled or fails posts no
-//! further piece, ends for its waiters at once, and stays here with its memory pinned until NIXL has reported the end of
-//! every piece in flight: NIXL cannot stop them.
+//! the owner, and is posted only when every other piece has ended well. An owner of our own kind is asked beforehand (a
+//! write) and at the end whether the exposure is still open; then it is that last question that carries the notification.
+//! A transfer that is cancelled or fails posts no further piece, ends for its waiters at once, and stays here with its
+//! memory pinned until NIXL has reported the end of every piece in flight: NIXL cannot stop them.
+
+mod clock;
+mod validity;
 
 use std::sync::Arc;
 use std::time::Instant;
 
+use self::clock::Clock;
+pub(crate) use self::clock::Limits;
+use self::validity::Validity;
 use super::state::Resources;
-use crate::descriptor::{PieceCursor, PieceLimits, TransferPlan};
-use crate::error::{Error, Result};
-use crate::operation::{Operation, Outcome};
+use crate::descriptor::{Piece, PieceCursor, PieceLimits, TransferPlan};
+use crate::error::{Error, ErrorKind, Result};
+use crate::operation::{Operation, Outcome, Pin};
 use crate::peer::{Plan, RemoteMetadata, Wanted};
 use crate::region::{LocalMemory, Region, Sharing};
 use crate::transport::{Progress, Request};
-use crate::types::MemoryRange;
+use crate::types::{AgentName, Direction, MemoryRange, OperationKey};
 
 /// The size of a piece. Over shared memory a post copies inside of the call, so this bounds how long a lane is deaf
 /// (about 1 ms); smaller pieces cost throughput.
@@ -40,34 +47,63 @@ pub(crate) struct Transfer {
     cursor: PieceCursor,
     /// What the requests will name at the peer; until it is loaded for them.
     lists: Vec<Vec<MemoryRange>>,
-    // In the order in which they are let go: requests, then registrations, then memory.
+    stage: Stage,
+    clock: Clock,
+    // In the order in which they are let go: requests, then registrations, then memory; then the operation is quiet.
     in_flight: Vec<Flight>,
+    validity: Option<Validity>,
     regions: Vec<Region>,
     memory: Vec<LocalMemory>,
-    stage: Stage,
     /// A piece of several descriptors failed, so its memory can never be shown quiet.
     is_unquiet: bool,
+    pin: Pin,
 }
 
 #[derive(Debug)]
 struct Flight {
     request: Box<dyn Request>,
+    purpose: Purpose,
     bytes: u64,
     descriptors: usize,
     /// What NIXL may have bound the request to.
     regions: Vec<Region>,
 }
 
+/// What a request is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// Asks before the first byte whether the exposure is open.
+    Check,
+    /// Moves bytes.
+    Move,
+    /// Asks after the last byte whether the exposure is still open, and tells the owner that all has moved.
+    Seal,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     /// Its peer is not loaded for it yet, its memory perhaps not registered.
     Queued,
+    /// The owner is asked whether the exposure is open.
+    Checking,
     /// Pieces are being posted.
     Moving,
-    /// No further piece; those in flight are driven to their end.
+    /// All has moved; the owner is asked, and told.
+    Sealing,
+    /// No further request; those in flight are driven to their end.
     Draining,
     /// The wire is done with it.
     Over,
+}
+
+/// Memory that can never be shown quiet, with what it belonged to.
+#[derive(Debug)]
+pub(crate) struct Unquiet {
+    pub(crate) peer: AgentName,
+    pub(crate) regions: Vec<Region>,
+    pub(crate) bytes: u64,
+    _memory: Vec<LocalMemory>,
+    _pin: Pin,
 }
 
 /// What one step did.
@@ -87,29 +123,38 @@ impl Transfer {
         remote: Arc<RemoteMetadata>,
         plan: TransferPlan,
         memory: Vec<LocalMemory>,
+        limits: Limits,
     ) -> Self {
         let cursor = PieceCursor::new(plan, PIECE);
         let mut ahead = cursor.clone();
-        let lists = std::iter::from_fn(|| ahead.next_piece())
+        let mut lists: Vec<Vec<MemoryRange>> = std::iter::from_fn(|| ahead.next_piece())
             .map(|piece| piece.remote)
             .collect();
+        let validity = Validity::of(&remote);
+        lists.extend(validity.as_ref().map(|validity| vec![validity.remote()]));
         Self {
+            pin: Pin::new(&operation),
             operation,
             remote,
             cursor,
             lists,
+            stage: Stage::Queued,
+            clock: Clock::new(limits, Instant::now()),
             in_flight: Vec::new(),
+            validity,
             regions: Vec::new(),
             memory,
-            stage: Stage::Queued,
             is_unquiet: false,
         }
     }
 
     /// One that only loads its peer: it moves nothing and tells nobody.
-    pub(crate) fn connecting(operation: Arc<Operation>, remote: Arc<RemoteMetadata>) -> Self {
+    pub(crate) fn connecting(operation: Arc<Operation>, remote: Arc<RemoteMetadata>, limits: Limits) -> Self {
         debug_assert!(operation.bytes_total() == 0 && operation.key().is_empty());
-        Self::new(operation, remote, TransferPlan::default(), Vec::new())
+        Self {
+            validity: None,
+            ..Self::new(operation, remote, TransferPlan::default(), Vec::new(), limits)
+        }
     }
 
     /// Whether starting it costs no load, no long registration and no wait, and moving it takes one small piece.
@@ -126,6 +171,18 @@ impl Transfer {
         }
     }
 
+    pub(crate) fn peer(&self) -> &AgentName {
+        self.remote.agent()
+    }
+
+    /// How many bytes it keeps pinned though its operation has ended.
+    pub(crate) fn quarantined_bytes(&self) -> u64 {
+        if self.in_flight.is_empty() || !self.operation.is_finished() {
+            return 0;
+        }
+        self.operation.bytes_total()
+    }
+
     /// Ends it for its waiters, unless it has ended; pieces in flight are still driven to their end.
     pub(crate) fn abandon(&mut self, outcome: Outcome) {
         self.operation.finish(outcome);
@@ -134,31 +191,61 @@ impl Transfer {
         }
     }
 
-    /// Memory that stays pinned because a piece over it can never be shown quiet.
-    pub(crate) fn take_unquiet(&mut self) -> Vec<Region> {
-        if self.is_unquiet {
-            std::mem::take(&mut self.regions)
-        } else {
-            Vec::new()
+    /// Nobody will drive it any more, and its memory stays pinned.
+    pub(crate) fn keep_for_ever(&self) {
+        let message = "the connector was closed while the wire was at work on the memory, which stays pinned";
+        let error = Error::new(ErrorKind::Transfer, "wait for quiet", message);
+        self.pin.keep_for_ever(self.detailed(error));
+    }
+
+    /// What stays pinned of it because a piece can never be shown quiet.
+    pub(crate) fn into_unquiet(mut self) -> Option<Unquiet> {
+        if !self.is_unquiet {
+            return None;
         }
+        self.pin.keep_for_ever(
+            Error::new(
+                ErrorKind::Transfer,
+                "wait for quiet",
+                "a request of several descriptors failed, and nothing tells whether parts of it are still moving; its \
+                 memory stays pinned",
+            )
+            .with_context("peer", self.remote.agent())
+            .with_context("bytes", self.operation.bytes_total()),
+        );
+        Some(Unquiet {
+            peer: self.remote.agent().clone(),
+            regions: std::mem::take(&mut self.regions),
+            bytes: self.operation.bytes_total(),
+            _memory: std::mem::take(&mut self.memory),
+            _pin: self.pin,
+        })
     }
 
     /// Moves it on as far as that goes without waiting: at most one piece is posted.
-    pub(crate) fn step(&mut self, resources: &mut Resources) -> Step {
+    pub(crate) fn step(&mut self, resources: &mut Resources, now: Instant) -> Step {
         if self.stage == Stage::Queued && !self.operation.is_finished() {
-            match self.start(resources) {
+            match self.start(resources, now) {
                 Ok(true) => {}
-                Ok(false) => return Step::Unchanged,
+                Ok(false) => match self.clock.passed(now) {
+                    None => return Step::Unchanged,
+                    Some(error) => self.abandon(Outcome::Failed(self.detailed(error))),
+                },
                 Err(error) => self.abandon(Outcome::Failed(error)),
             }
         }
-        match self.stage {
-            Stage::Queued | Stage::Over => return Step::Over,
-            Stage::Moving | Stage::Draining => {}
+        if matches!(self.stage, Stage::Queued | Stage::Over) {
+            return Step::Over;
         }
-        let mut progressed = self.poll(resources);
-        if self.stage == Stage::Moving {
-            // Cancelled meanwhile: no further piece.
+        let mut progressed = self.poll(resources, now);
+        if !matches!(self.stage, Stage::Draining) {
+            if !self.operation.is_finished() && !progressed {
+                // After the look: what has ended in time counts.
+                if let Some(error) = self.clock.passed(now) {
+                    self.operation.finish(Outcome::Failed(self.detailed(error)));
+                }
+            }
+            // Cancelled meanwhile, or late: nothing further is posted.
             if self.operation.is_finished() {
                 self.stage = Stage::Draining;
             } else {
@@ -168,7 +255,7 @@ impl Transfer {
                 }
             }
         }
-        if self.in_flight.is_empty() && self.is_at_its_end() {
+        if self.in_flight.is_empty() && self.operation.is_finished() {
             resources.peers.end_use(self.remote.agent());
             self.stage = Stage::Over;
             return Step::Over;
@@ -177,7 +264,7 @@ impl Transfer {
     }
 
     /// False where it has to wait for its peer.
-    fn start(&mut self, resources: &mut Resources) -> Result<bool> {
+    fn start(&mut self, resources: &mut Resources, now: Instant) -> Result<bool> {
         if !resources.peers.prepare(&*resources.transport, self.wanted())? {
             return Ok(false);
         }
@@ -186,72 +273,155 @@ impl Transfer {
             self.regions.push(resources.regions.share(memory, Sharing::Any)?);
         }
         resources.peers.begin_use(self.remote.agent());
-        self.stage = Stage::Moving;
+        // What is read needs no question beforehand: until the answer at the end, nobody believes the bytes.
+        self.stage = match (&self.validity, self.operation.direction()) {
+            (Some(_), Direction::Write) => Stage::Checking,
+            _ => Stage::Moving,
+        };
+        self.clock.start(now);
         self.operation.mark_started();
         Ok(true)
     }
 
-    /// Looks at every piece in flight.
-    fn poll(&mut self, resources: &mut Resources) -> bool {
+    /// Looks at every request in flight.
+    fn poll(&mut self, resources: &mut Resources, now: Instant) -> bool {
         let mut progressed = false;
         let mut index = 0;
         while index < self.in_flight.len() {
             match self.in_flight[index].request.poll() {
-                Ok(Progress::Pending) => index += 1,
+                Ok(Progress::Pending) => {
+                    index += 1;
+                    continue;
+                }
                 Ok(Progress::Done) => {
                     let flight = self.in_flight.swap_remove(index);
-                    self.operation.add_bytes_done(flight.bytes);
-                    progressed = true;
+                    self.ended_well(flight.purpose, flight.bytes);
                 }
                 Err(error) => {
                     let flight = self.in_flight.swap_remove(index);
                     if flight.descriptors > 1 {
-                        self.pin(flight.regions);
+                        self.pin_for_ever(flight.regions);
                     }
                     self.fail(resources, error);
-                    progressed = true;
                 }
             }
+            progressed = true;
+            self.clock.progress(now);
         }
         progressed
     }
 
-    /// Posts the next piece, if it may go now, or completes the operation.
-    fn post_next(&mut self, resources: &mut Resources) -> Result<bool> {
-        if self.cursor.is_exhausted() {
-            if !self.in_flight.is_empty() {
-                return Ok(false);
+    /// A request has ended, and its notification is on the way.
+    fn ended_well(&mut self, purpose: Purpose, bytes: u64) {
+        self.operation.add_bytes_done(bytes);
+        let verdict = match (purpose, &self.validity) {
+            (Purpose::Check | Purpose::Seal, Some(validity)) => validity.verdict(),
+            _ => Ok(()),
+        };
+        match (purpose, verdict) {
+            (_, Err(error)) => {
+                self.operation.finish(Outcome::of(self.detailed(error)));
             }
-            if self.operation.bytes_total() == 0 {
-                if !self.operation.key().is_empty() {
-                    // No byte moves, so no request could carry the notification.
-                    resources
-                        .transport
-                        .notify(self.remote.agent(), self.operation.key().as_bytes())?;
-                }
-                resources.last_unheard = Some(Instant::now());
-            }
-            self.operation.finish(Outcome::Complete);
-            return Ok(true);
+            (Purpose::Check, Ok(())) => self.stage = Stage::Moving,
+            (Purpose::Seal, Ok(())) => self.complete(),
+            (Purpose::Move, Ok(())) => {}
         }
-        let is_last = self.cursor.is_at_last_piece();
-        if self.in_flight.len() >= WINDOW || (is_last && !self.in_flight.is_empty()) {
+    }
+
+    /// Posts the next request, if it may go now, or completes the operation.
+    fn post_next(&mut self, resources: &mut Resources) -> Result<bool> {
+        match self.stage {
+            Stage::Checking => self.ask(resources, Purpose::Check),
+            Stage::Moving if !self.cursor.is_exhausted() => self.post_piece(resources),
+            Stage::Moving | Stage::Sealing => self.conclude(resources),
+            Stage::Queued | Stage::Draining | Stage::Over => Ok(false),
+        }
+    }
+
+    fn post_piece(&mut self, resources: &mut Resources) -> Result<bool> {
+        // With the last piece goes the notification, where no question follows.
+        let notifies = self.validity.is_none() && self.cursor.is_at_last_piece();
+        if self.in_flight.len() >= WINDOW || (notifies && !self.in_flight.is_empty()) {
             return Ok(false);
         }
         let Some(piece) = self.cursor.next_piece() else {
             return Ok(false);
         };
-        let notification = is_last.then(|| self.operation.key().as_bytes());
-        let (direction, peer) = (self.operation.direction(), self.remote.agent());
+        let (purpose, key) = if notifies {
+            (Purpose::Seal, Some(self.operation.key().clone()))
+        } else {
+            (Purpose::Move, None)
+        };
+        self.operation.mark_in_progress();
+        let direction = self.operation.direction();
+        self.post(resources, purpose, direction, &piece, key.as_ref())?;
+        Ok(true)
+    }
+
+    /// All pieces are posted: what is left is to ask and to tell the owner.
+    fn conclude(&mut self, resources: &mut Resources) -> Result<bool> {
+        if !self.in_flight.is_empty() {
+            return Ok(false);
+        }
+        if self.validity.is_some() {
+            self.stage = Stage::Sealing;
+            return self.ask(resources, Purpose::Seal);
+        }
+        if self.operation.bytes_total() == 0 {
+            if !self.operation.key().is_empty() {
+                // No byte moves, so no request could carry the notification.
+                resources
+                    .transport
+                    .notify(self.remote.agent(), self.operation.key().as_bytes())?;
+            }
+            resources.last_unheard = Some(Instant::now());
+        }
+        self.complete();
+        Ok(true)
+    }
+
+    /// Nothing is in flight any more, and the bytes are where they belong.
+    fn complete(&self) {
+        if self.in_flight.is_empty() {
+            self.pin.settle();
+        }
+        self.operation.finish(Outcome::Complete);
+    }
+
+    /// Reads the owner's word.
+    fn ask(&mut self, resources: &mut Resources, purpose: Purpose) -> Result<bool> {
+        let Some(validity) = self.validity.as_mut().filter(|_| self.in_flight.is_empty()) else {
+            return Ok(false);
+        };
+        let piece = Piece {
+            remote: vec![validity.remote()],
+            local: vec![validity.read_into(resources.words.take(u64::MAX)?)],
+            bytes: 0,
+        };
+        let key = (purpose == Purpose::Seal).then(|| self.operation.key().clone());
+        self.post(resources, purpose, Direction::Read, &piece, key.as_ref())?;
+        Ok(true)
+    }
+
+    fn post(
+        &mut self,
+        resources: &mut Resources,
+        purpose: Purpose,
+        direction: Direction,
+        piece: &Piece,
+        key: Option<&OperationKey>,
+    ) -> Result<()> {
+        let peer = self.remote.agent();
+        let notification = key.map(OperationKey::as_bytes);
         let (mut request, regions) = resources.regions.bind(&piece.local, |transport| {
             transport.prepare(direction, &piece.local, &piece.remote, peer, notification)
         })?;
-        self.operation.mark_in_progress();
         match request.post() {
-            Ok(Progress::Done) => self.operation.add_bytes_done(piece.bytes),
+            Ok(Progress::Done) => self.ended_well(purpose, piece.bytes),
             Ok(Progress::Pending) => {
                 self.in_flight.push(Flight {
                     request,
+                    purpose,
                     bytes: piece.bytes,
                     descriptors: piece.local.len(),
                     regions,
@@ -259,19 +429,16 @@ impl Transfer {
             }
             Err(error) => {
                 if piece.local.len() > 1 {
-                    self.pin(regions);
+                    self.pin_for_ever(regions);
                 }
                 return Err(error);
             }
         }
-        if is_last && self.in_flight.is_empty() {
-            self.operation.finish(Outcome::Complete);
-        }
-        Ok(true)
+        Ok(())
     }
 
     /// A piece of several descriptors failed: the wire may go on with some of them, and nobody will ever know.
-    fn pin(&mut self, bound: Vec<Region>) {
+    fn pin_for_ever(&mut self, bound: Vec<Region>) {
         self.is_unquiet = true;
         for region in bound {
             if !self.regions.iter().any(|held| held.range() == region.range()) {
@@ -282,21 +449,19 @@ impl Transfer {
 
     fn fail(&mut self, resources: &mut Resources, error: Error) {
         resources.peers.mark_lost(self.remote.agent());
-        self.operation.finish(Outcome::Failed(
-            error
-                .with_context("operation", self.operation.direction())
-                .with_context("bytes_done", self.operation.bytes_done())
-                .with_context("bytes_total", self.operation.bytes_total())
-                .with_hint("the peer may be gone, or what it exposed; the next operation with it connects anew"),
-        ));
+        let error = self
+            .detailed(error)
+            .with_hint("the peer may be gone, or what it exposed; the next operation with it connects anew");
+        self.operation.finish(Outcome::Failed(error));
         self.stage = Stage::Draining;
     }
 
-    fn is_at_its_end(&self) -> bool {
-        match self.stage {
-            Stage::Draining | Stage::Over => true,
-            Stage::Moving => self.operation.is_finished(),
-            Stage::Queued => false,
-        }
+    /// The error, and how far the transfer had come.
+    fn detailed(&self, error: Error) -> Error {
+        error
+            .with_context("operation", self.operation.direction())
+            .with_context("peer", self.remote.agent())
+            .with_context("bytes_done", self.operation.bytes_done())
+            .with_context("bytes_total", self.operation.bytes_total())
     }
 }

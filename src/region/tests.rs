@@ -158,12 +158,14 @@ fn what_is_exported_is_kept_as_long_as_the_registration() {
     let memory = memory(0x1000, 64);
     let blob = |text: &[u8]| CompressedBlob::new(text);
     let region = table.acquire(&memory).unwrap();
-    let first = table.exported(&memory.range, || blob(b"first")).unwrap();
-    let again = table.exported(&memory.range, || blob(b"second")).unwrap();
+    let first = table.exported(&memory.range, &memory.range, || blob(b"first")).unwrap();
+    let again = table
+        .exported(&memory.range, &memory.range, || blob(b"second"))
+        .unwrap();
     assert_eq!(first, again);
     drop(region);
     let _region = table.acquire(&memory).unwrap();
-    let anew = table.exported(&memory.range, || blob(b"third")).unwrap();
+    let anew = table.exported(&memory.range, &memory.range, || blob(b"third")).unwrap();
     assert_ne!(first, anew, "another registration has another key");
 }
 

@@ -63,11 +63,12 @@ impl CompressedBlob {
     /// Makes the text that a peer gets.
     ///
     /// # Errors
-    /// [`ErrorKind::Metadata`] if the text exceeds what [`decode`] accepts.
+    /// [`ErrorKind::Metadata`] if the text exceeds what [`decode`] accepts, or the trailer has a generation that its
+    /// validity word cannot hold.
     pub fn encode(&self, trailer: Option<&Trailer>, encoding: Encoding) -> Result<String> {
         let mut bytes = self.0.to_vec();
         if let Some(trailer) = trailer {
-            bytes.extend_from_slice(&trailer.encode());
+            bytes.extend_from_slice(&trailer.encode()?);
         }
         let text = match encoding {
             Encoding::Base64 => {
@@ -92,7 +93,7 @@ impl CompressedBlob {
 /// Compresses an agent blob and turns it into the text that a peer gets.
 ///
 /// # Errors
-/// [`ErrorKind::Metadata`] if the blob or the text exceeds what [`decode`] accepts.
+/// As [`CompressedBlob::new`] and [`CompressedBlob::encode`].
 pub fn encode(blob: &[u8], trailer: Option<&Trailer>, encoding: Encoding) -> Result<String> {
     CompressedBlob::new(blob)?.encode(trailer, encoding)
 }

@@ -36,8 +36,14 @@ pub const MAX_UNSORTED_REGIONS: usize = 4096;
 /// Bytes of one region's remote key. A UCX key holds at most 64 parts of at most 255 bytes, so 64 KiB is ample.
 pub const MAX_KEY: usize = 64 * 1024;
 
-/// Bytes of a trailer. Version 1.0 writes 35 at most; the rest is room for fields of later minor versions.
+/// Bytes of a trailer. Version 1.1 writes 65 at most; the rest is room for fields of later minor versions.
 pub const MAX_TRAILER: usize = 1024;
+
+/// Bytes of a control message without its base64. All but the sender's connection takes some dozens.
+pub const MAX_CONTROL_MESSAGE: usize = 64 * 1024;
+
+/// Bytes of the text in a control message. It ends up in the message of one exception.
+pub const MAX_CONTROL_TEXT: usize = 1024;
 
 /// Bytes of a notification key. Upstream's are 36, other workers' some dozens; it is sent with the last piece.
 pub const MAX_NOTIFICATION_KEY: usize = 4096;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use dynamo_nixl::connector::Connector;
 use dynamo_nixl::handle::OperationHandle;
 use dynamo_nixl::operation::Phase;
+use dynamo_nixl::settings::Settings;
 use dynamo_nixl::transport::{AgentFlavor, TransportFactory, nixl};
 use dynamo_nixl::types::{Addr, AgentName, ByteLen, Direction, MemoryRange, OperationKey};
 use dynamo_nixl::wire::{Encoding, decode, encode};
@@ -117,7 +118,7 @@ pub(crate) fn serve(role: &str) {
     let (kind, name) = role.split_once(' ').unwrap();
     let connector = match kind {
         "Own" => Connector::new(name),
-        _ => Connector::with_factory(name, only(AgentFlavor::Plain)),
+        _ => Connector::with_factory(name, Settings::default(), only(AgentFlavor::Plain)),
     };
     let mut exposed: HashMap<String, (OperationHandle, Vec<Buffer>)> = HashMap::new();
     for line in stdin().lines().map_while(Result::ok) {
@@ -135,7 +136,7 @@ pub(crate) fn serve(role: &str) {
                     Direction::Write
                 };
                 let memory = buffers.iter().map(Buffer::memory).collect();
-                let handle = connector.expose(direction, memory).unwrap();
+                let handle = connector.expose(direction, memory, None).unwrap();
                 assert!(handle.operation().wait(Phase::Started, Some(LIMIT)));
                 let metadata = handle.metadata(Encoding::Base64).unwrap();
                 let metadata = if kind == "Foreign" {

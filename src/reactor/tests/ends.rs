@@ -302,7 +302,7 @@ fn closing_fails_the_queue_and_drives_what_moves() {
     let metadata = bench.exposed(remote);
     let queued = bench.start(&metadata, remote);
     let waiting = Operation::new(Direction::Write, OperationKey::random(), None, 1);
-    bench.dispatcher.expect(&waiting);
+    bench.ledger.open(&Record::new(&waiting, 1, None));
     bench.lane.begin_close();
     let late = bench.start(&metadata, remote);
     for started in [&moving, &queued, &late] {
@@ -323,10 +323,10 @@ fn an_exposure_that_comes_after_the_close_ends_at_once() {
     let mut bench = Bench::new(Completion::Inline);
     bench.lane.begin_close();
     let late = Operation::new(Direction::Write, OperationKey::random(), None, 1);
-    bench.dispatcher.expect(&late);
+    bench.ledger.open(&Record::new(&late, 1, None));
     assert!(
         matches!(late.outcome(), Some(Outcome::Failed(error)) if error.kind() == ErrorKind::Closed),
         "nobody would ever end it"
     );
-    assert_eq!(bench.dispatcher.waiting(), 0);
+    assert_eq!(bench.ledger.waiting(), 0);
 }

@@ -50,6 +50,9 @@ impl FakeOwner {
             shared_memory_notifications: true,
             generation: 1,
             lease: None,
+            validity_word: None,
+            process: None,
+            checksum: None,
         };
         encode(&blob, (!is_foreign).then_some(&trailer), Encoding::Base64)
     }

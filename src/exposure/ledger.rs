@@ -1,0 +1,271 @@
+//! All exposures of one agent: those that wait for a peer, by their keys and by the ends of their leases, and those whose
+//! memory stays for a while because a peer may still be at work on it.
+//!
+//! Whoever ends an exposure does so here: its word changes first, then its holder is told, then its memory is let go or
+//! put into grace. The first end stands.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::record::{Record, Released};
+use crate::error::{Error, ErrorKind, Result};
+use crate::operation::Outcome;
+use crate::settings::Settings;
+use crate::types::OperationKey;
+
+/// So many registrations are given back at one look at the wire: a list of thousands must not make the lane deaf.
+const RELEASED_PER_TICK: usize = 64;
+
+/// The exposures of one agent.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    grace: Duration,
+    quarantine_limit: u64,
+    state: Mutex<State>,
+    matched: AtomicU64,
+    unknown: AtomicU64,
+    malformed: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    open: HashMap<OperationKey, Arc<Record>>,
+    /// Ordered by their ends; the generation tells those of one moment apart.
+    leases: BTreeMap<(Instant, u64), Arc<Record>>,
+    /// Ended, and held until then.
+    grace: BTreeMap<(Instant, u64), Arc<Record>>,
+    grace_bytes: u64,
+    /// To be let go on the lane's thread: deregistering can take as long as registering.
+    released: VecDeque<Released>,
+    /// Why nothing will end well any more, once the lane closes.
+    closed: Option<Error>,
+    /// Nobody will look here any more.
+    is_over: bool,
+}
+
+impl State {
+    /// No longer waited for.
+    fn close(&mut self, record: &Record) {
+        self.open.remove(record.operation().key());
+        if let Some(end) = record.inner().lease_end {
+            self.leases.remove(&(end, record.generation()));
+        }
+    }
+
+    /// The oldest in grace gives its memory up.
+    fn release_first(&mut self) {
+        if let Some((_, record)) = self.grace.pop_first() {
+            self.grace_bytes -= record.operation().bytes_total();
+            self.released.push_back(record.release());
+        }
+    }
+}
+
+impl Ledger {
+    pub(crate) fn new(settings: &Settings) -> Self {
+        Self {
+            grace: settings.grace,
+            quarantine_limit: settings.quarantine_limit,
+            state: Mutex::default(),
+            matched: AtomicU64::new(0),
+            unknown: AtomicU64::new(0),
+            malformed: AtomicU64::new(0),
+        }
+    }
+
+    /// Waits for the notification that completes an exposure. Before its key is given to anyone, so none can come too
+    /// early. After [`Ledger::close`], when none can come at all, it ends the exposure.
+    pub(crate) fn open(&self, record: &Arc<Record>) {
+        let reason = {
+            let mut state = self.state.lock();
+            if state.closed.is_none() {
+                let key = record.operation().key().clone();
+                state.open.insert(key, Arc::clone(record));
+                if let Some(end) = record.inner().lease_end {
+                    state.leases.insert((end, record.generation()), Arc::clone(record));
+                }
+            }
+            state.closed.clone()
+        };
+        if let Some(reason) = reason {
+            self.end(record, Outcome::Failed(reason));
+        }
+    }
+
+    /// Ends an exposure. False where it had ended.
+    pub(super) fn end(&self, record: &Arc<Record>, outcome: Outcome) -> bool {
+        if !record.note_end(&outcome) {
+            return false;
+        }
+        let is_complete = matches!(outcome, Outcome::Complete);
+        self.state.lock().close(record);
+        record.operation().finish(outcome);
+        if is_complete {
+            // The peer is done. Registered it stays until its holder gives it up: others may be reading, as upstream lets
+            // them.
+            record.settle();
+        } else if record.may_be_in_use() {
+            self.hold(record);
+        } else {
+            self.release(record);
+        }
+        true
+    }
+
+    /// Keeps the memory of an exposure that has ended for a while.
+    fn hold(&self, record: &Arc<Record>) {
+        let mut state = self.state.lock();
+        if state.is_over {
+            drop(state);
+            return self.release(record);
+        }
+        let due = Instant::now() + self.grace;
+        state.grace_bytes += record.operation().bytes_total();
+        state.grace.insert((due, record.generation()), Arc::clone(record));
+        while state.grace_bytes > self.quarantine_limit {
+            state.release_first();
+        }
+    }
+
+    /// Gives the memory of an exposure up, unless it is held for a while.
+    pub(super) fn release(&self, record: &Arc<Record>) {
+        let released = record.release();
+        let mut state = self.state.lock();
+        if !state.is_over {
+            state.released.push_back(released);
+        }
+    }
+
+    /// Lets an exposure that is not complete run for longer, or shorter, from now.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] where it has ended.
+    pub(super) fn renew(&self, record: &Arc<Record>, lease: Option<Duration>) -> Result<()> {
+        let mut state = self.state.lock();
+        let mut inner = record.inner();
+        if inner.has_ended {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "renew lease",
+                "the operation has ended",
+            ));
+        }
+        if let Some(end) = inner.lease_end {
+            state.leases.remove(&(end, record.generation()));
+        }
+        inner.lease_end = lease.and_then(|lease| Instant::now().checked_add(lease));
+        if let Some(end) = inner.lease_end {
+            state.leases.insert((end, record.generation()), Arc::clone(record));
+        }
+        Ok(())
+    }
+
+    /// Takes one notification in.
+    pub(crate) fn receive(&self, message: &[u8]) {
+        let key = OperationKey::new(message.to_vec());
+        let record = self.state.lock().open.get(&key).cloned();
+        if let Some(record) = record {
+            self.matched.fetch_add(1, Ordering::Relaxed);
+            self.end(&record, Outcome::Complete);
+        } else if std::str::from_utf8(message).is_ok() {
+            self.unknown.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.malformed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Does what is due. Called on the lane's thread, after the notifications of that look: what has come in time counts.
+    /// True where there was memory to let go, and may be more.
+    pub(crate) fn tick(&self, now: Instant) -> bool {
+        loop {
+            let expired = {
+                let state = self.state.lock();
+                let first = state.leases.first_key_value();
+                first
+                    .filter(|((end, _), _)| *end <= now)
+                    .map(|(_, record)| Arc::clone(record))
+            };
+            let Some(record) = expired else { break };
+            let error = Error::new(
+                ErrorKind::LeaseExpired,
+                "wait for peer",
+                "no peer has completed the operation before its lease ended",
+            )
+            .with_context("bytes", record.operation().bytes_total())
+            .with_hint("a longer `lease`, or renew(); None is no limit");
+            self.end(&record, Outcome::Failed(error));
+        }
+        let mut state = self.state.lock();
+        while state.grace.first_key_value().is_some_and(|((due, _), _)| *due <= now) {
+            state.release_first();
+        }
+        let Some(mut released) = state.released.pop_front() else {
+            return false;
+        };
+        drop(state);
+        if !released.let_go(RELEASED_PER_TICK) {
+            self.state.lock().released.push_front(released);
+        }
+        true
+    }
+
+    /// When [`Ledger::tick`] has something to do next.
+    pub(crate) fn next_due(&self) -> Option<Instant> {
+        let state = self.state.lock();
+        let firsts = [state.leases.first_key_value(), state.grace.first_key_value()];
+        firsts.into_iter().flatten().map(|((due, _), _)| *due).min()
+    }
+
+    /// Ends everything that still waits, and whatever is opened later, as failed for `reason`.
+    pub(crate) fn close(&self, reason: &Error) {
+        let records: Vec<Arc<Record>> = {
+            let mut state = self.state.lock();
+            state.closed = Some(reason.clone());
+            state.open.values().cloned().collect()
+        };
+        for record in records {
+            self.end(&record, Outcome::Failed(reason.clone()));
+        }
+    }
+
+    /// Gives everything up: the agent is about to end.
+    pub(crate) fn end_all(&self) {
+        let (graced, released) = {
+            let mut state = self.state.lock();
+            state.is_over = true;
+            state.grace_bytes = 0;
+            (std::mem::take(&mut state.grace), std::mem::take(&mut state.released))
+        };
+        for record in graced.into_values() {
+            drop(record.release());
+        }
+        drop(released);
+    }
+
+    /// How many exposures wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.state.lock().open.len()
+    }
+
+    /// How many exposures have ended and keep their memory for a while, and how many bytes they have.
+    pub(crate) fn in_grace(&self) -> (usize, u64) {
+        let state = self.state.lock();
+        (state.grace.len(), state.grace_bytes)
+    }
+
+    /// Notifications so far: matched, unknown text, not text.
+    pub(crate) fn counts(&self) -> (u64, u64, u64) {
+        (
+            self.matched.load(Ordering::Relaxed),
+            self.unknown.load(Ordering::Relaxed),
+            self.malformed.load(Ordering::Relaxed),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests;

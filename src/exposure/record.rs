@@ -1,0 +1,206 @@
+//! What is known of one exposure, shared by its holder, the agent's ledger and the lane's thread.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::error::ErrorKind;
+use crate::operation::{Operation, Outcome, Pin};
+use crate::region::Region;
+use crate::types::MemoryRange;
+use crate::wire::CompressedBlob;
+use crate::words::Word;
+
+/// Where the state of an exposure begins in its word; below lies the generation.
+const STATE_SHIFT: u32 = 56;
+/// The bits of a word that hold the generation.
+const GENERATION_MASK: u64 = (1 << STATE_SHIFT) - 1;
+
+/// What a word says of the exposure of its generation. `docs/protocol.md` fixes the numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub(crate) enum WordState {
+    Open = 0,
+    Complete = 1,
+    Cancelled = 2,
+    Expired = 3,
+    Failed = 4,
+}
+
+impl WordState {
+    fn of(outcome: &Outcome) -> Self {
+        match outcome {
+            Outcome::Complete => Self::Complete,
+            Outcome::Cancelled => Self::Cancelled,
+            Outcome::Failed(error) if error.kind() == ErrorKind::LeaseExpired => Self::Expired,
+            Outcome::CancelledByPeer(_) | Outcome::Failed(_) => Self::Failed,
+        }
+    }
+
+    /// What the word says, `None` where it speaks of another exposure.
+    pub(crate) fn read(word: u64, generation: u64) -> Option<Self> {
+        if word & GENERATION_MASK != generation {
+            return None;
+        }
+        Some(match word >> STATE_SHIFT {
+            0 => Self::Open,
+            1 => Self::Complete,
+            2 => Self::Cancelled,
+            3 => Self::Expired,
+            _ => Self::Failed,
+        })
+    }
+
+    fn write(self, generation: u64) -> u64 {
+        generation | (self as u64) << STATE_SHIFT
+    }
+}
+
+/// One exposure.
+#[derive(Debug)]
+pub(crate) struct Record {
+    operation: Arc<Operation>,
+    generation: u64,
+    inner: Mutex<Inner>,
+}
+
+/// What changes during an exposure's life.
+#[derive(Debug)]
+pub(super) struct Inner {
+    /// Its registrations, in the order of the descriptors; none before they are made and after they are let go.
+    pub(super) regions: Vec<Region>,
+    /// Dropped where the wire is done with the memory.
+    pub(super) pin: Option<Pin>,
+    /// Says to own peers whether the exposure is open; taken when its metadata is first asked for.
+    pub(super) word: Option<Word>,
+    /// What a peer needs; it can be asked for again when the registrations are gone.
+    pub(super) exported: Option<CompressedBlob>,
+    /// When it ends for want of a peer.
+    pub(super) lease_end: Option<Instant>,
+    pub(super) has_ended: bool,
+}
+
+impl Record {
+    pub(crate) fn new(operation: &Arc<Operation>, generation: u64, lease_end: Option<Instant>) -> Arc<Self> {
+        Arc::new(Self {
+            operation: Arc::clone(operation),
+            generation: generation & GENERATION_MASK,
+            inner: Mutex::new(Inner {
+                regions: Vec::new(),
+                pin: Some(Pin::new(operation)),
+                word: None,
+                exported: None,
+                lease_end,
+                has_ended: false,
+            }),
+        })
+    }
+
+    pub(crate) fn operation(&self) -> &Arc<Operation> {
+        &self.operation
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    pub(super) fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock()
+    }
+
+    /// The value of the word while the exposure is open.
+    pub(super) fn open_word(&self) -> u64 {
+        WordState::Open.write(self.generation)
+    }
+
+    /// Notes the end, and says so in the word, before anybody is told. False where it has ended before.
+    pub(super) fn note_end(&self, outcome: &Outcome) -> bool {
+        let mut inner = self.inner.lock();
+        if std::mem::replace(&mut inner.has_ended, true) {
+            return false;
+        }
+        if let Some(word) = &inner.word {
+            word.set(WordState::of(outcome).write(self.generation));
+        }
+        true
+    }
+
+    /// Whether a peer may be at work on the memory that is held: it was told of it, and is not known to be done.
+    pub(super) fn may_be_in_use(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.exported.is_some() && inner.pin.is_some() && !inner.regions.is_empty()
+    }
+
+    /// Whether it has ended and no peer can be at work on the memory.
+    pub(super) fn is_settled(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.has_ended && inner.pin.is_none()
+    }
+
+    /// The peer is done with the memory.
+    pub(super) fn settle(&self) {
+        let pin = self.inner.lock().pin.take();
+        drop(pin);
+    }
+
+    /// Gives the memory up. Dropping what is returned deregisters, which can take as long as registering.
+    pub(super) fn release(&self) -> Released {
+        let mut inner = self.inner.lock();
+        let mut regions = std::mem::take(&mut inner.regions);
+        // From the end of NIXL's order, so that the rest need not move up each time.
+        regions.sort_unstable_by_key(|region| *region.range());
+        Released {
+            regions,
+            _pin: inner.pin.take(),
+        }
+    }
+}
+
+impl Inner {
+    /// What is registered for the exposure, each range once, in NIXL's order.
+    pub(super) fn ranges(&self) -> Vec<MemoryRange> {
+        let ranges = self.regions.iter().map(Region::range);
+        let mut ranges: Vec<MemoryRange> = ranges.filter(|range| range.len.0 > 0).copied().collect();
+        ranges.sort_unstable();
+        ranges.dedup();
+        ranges
+    }
+}
+
+/// Memory that was given up, in the order in which it is let go: the operation is quiet once its memory is.
+#[derive(Debug)]
+pub(super) struct Released {
+    regions: Vec<Region>,
+    _pin: Option<Pin>,
+}
+
+impl Released {
+    /// Lets some of it go. True where that was the last.
+    pub(super) fn let_go(&mut self, count: usize) -> bool {
+        self.regions.truncate(self.regions.len().saturating_sub(count));
+        self.regions.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+
+    #[test]
+    fn a_word_tells_how_its_own_exposure_ended() {
+        let expired = Error::new(ErrorKind::LeaseExpired, "test", "made up");
+        for (outcome, state) in [
+            (Outcome::Complete, WordState::Complete),
+            (Outcome::Cancelled, WordState::Cancelled),
+            (Outcome::Failed(expired), WordState::Expired),
+        ] {
+            let word = WordState::of(&outcome).write(7);
+            assert_eq!(WordState::read(word, 7), Some(state));
+            assert_eq!(WordState::read(word, 8), None);
+        }
+        assert_eq!(WordState::read(7, 7), Some(WordState::Open));
+        assert_eq!(WordState::read(7 | 200 << STATE_SHIFT, 7), Some(WordState::Failed));
+    }
+}

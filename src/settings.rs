@@ -1,0 +1,34 @@
+//! How long things may take, and how much memory may stay pinned.
+
+use std::time::Duration;
+
+/// A connector's defaults for its operations. `None` is no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// How long an exposure waits for its peer.
+    pub lease: Option<Duration>,
+    /// How long the memory of an exposure that ended without being complete stays registered and alive, since a peer may
+    /// still be at work on it.
+    pub grace: Duration,
+    /// How long a transfer may stand still.
+    pub stall_timeout: Option<Duration>,
+    /// How often a peer on another host, of which nothing is heard, is asked whether it is there.
+    pub keepalive: Option<Duration>,
+    /// How long a transfer may take, from its start.
+    pub timeout: Option<Duration>,
+    /// How many bytes may stay pinned after their operations have ended: a peer, for transfers; in all, for exposures.
+    pub quarantine_limit: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            lease: Some(Duration::from_secs(600)),
+            grace: Duration::from_secs(30),
+            stall_timeout: Some(Duration::from_secs(30)),
+            keepalive: Some(Duration::from_secs(5)),
+            timeout: None,
+            quarantine_limit: 1 << 30,
+        }
+    }
+}
