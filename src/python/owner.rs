@@ -7,18 +7,18 @@ use pyo3::prelude::*;
 
 use super::hub;
 use crate::error::{Error, ErrorKind};
-use crate::reactor::thread;
 use crate::region::{KeepAlive, LocalMemory};
+use crate::thread;
 use crate::types::{Addr, ByteLen, MemoryKind, MemoryRange};
 
-/// A Python object, kept alive. It may be dropped on a lane's thread, which never takes the GIL: PyO3 then defers the
+/// A Python object, kept alive. It may be dropped on a thread of the core's, which never takes the GIL: PyO3 then defers the
 /// decrement until somebody is attached next, and a loop that waits is nudged so that this is soon.
 struct Owner(Option<Py<PyAny>>);
 
 impl Drop for Owner {
     fn drop(&mut self) {
         drop(self.0.take());
-        if thread::is_lane() {
+        if thread::is_ours() {
             hub::nudge();
         }
     }

@@ -12,15 +12,16 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use super::closing::ClosingOrder;
+use super::driver;
 use super::state::{LaneState, closed};
 use super::transfer::Transfer;
-use super::{driver, thread};
 use crate::error::Result;
 use crate::exposure::Ledger;
 use crate::operation::Outcome;
 use crate::peer::RefusedNames;
 use crate::region::RegionTable;
 use crate::settings::Settings;
+use crate::thread;
 use crate::transport::{AgentFlavor, TransportFactory};
 use crate::types::AgentName;
 use crate::words::WordTable;

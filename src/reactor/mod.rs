@@ -12,5 +12,4 @@ pub(crate) mod lane;
 pub(crate) mod state;
 #[cfg(test)]
 mod tests;
-pub(crate) mod thread;
 pub(crate) mod transfer;

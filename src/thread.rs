@@ -1,4 +1,4 @@
-//! Named threads for lanes, and the certainty that each one is joined before the process ends.
+//! Named threads of the core, which never take the GIL, and the certainty that each one is joined before the process ends.
 
 use std::cell::Cell;
 use std::thread::{Builder, JoinHandle};
@@ -9,20 +9,20 @@ use parking_lot::Mutex;
 use crate::error::{Error, ErrorKind, Result};
 
 thread_local! {
-    static IS_LANE: Cell<bool> = const { Cell::new(false) };
+    static IS_OURS: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether this is a lane's thread, which must neither block nor enter Python.
+/// Whether this is a thread of the core's, which must neither block nor enter Python.
 #[cfg(feature = "python")]
-pub(crate) fn is_lane() -> bool {
-    IS_LANE.get()
+pub(crate) fn is_ours() -> bool {
+    IS_OURS.get()
 }
 
 /// Threads whose owner is gone. They end on their own; joining them keeps the process's exit from tearing NIXL down
 /// under a thread that still destroys an agent.
 static ORPHANS: Mutex<Vec<JoinHandle<()>>> = Mutex::new(Vec::new());
 
-/// Starts a lane's thread.
+/// Starts a thread of the core's.
 ///
 /// # Errors
 /// [`ErrorKind::Backend`] where the system refuses another thread.
@@ -30,14 +30,14 @@ pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<
     Builder::new()
         .name(name.to_owned())
         .spawn(move || {
-            IS_LANE.set(true);
+            IS_OURS.set(true);
             // The kernel rounds sleeps by 50 us unless told otherwise, which is more than a small transfer takes. A
             // refusal only costs those microseconds.
             let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
             body();
         })
         .map_err(|source| {
-            Error::new(ErrorKind::Backend, "start lane", "no thread could be started")
+            Error::new(ErrorKind::Backend, "start thread", "no thread could be started")
                 .with_hint("check `ulimit -u` and the container's pids limit")
                 .with_source(source)
         })
