@@ -11,7 +11,7 @@ pub(crate) mod exposure;
 pub mod handle;
 pub mod operation;
 pub mod peer;
-pub(crate) mod process;
+pub mod process;
 #[cfg(feature = "python")]
 mod python;
 pub(crate) mod range_map;

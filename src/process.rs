@@ -1,12 +1,17 @@
-//! Which process an object belongs to.
+//! Processes: which one an object belongs to, who this one is to others, and whether another one lives.
 //!
 //! A forked child inherits our memory, but none of our threads, and shares NIXL's with its parent: what it inherited it
 //! may neither use nor take apart, only leave alone.
+
+mod identity;
+#[cfg(test)]
+mod samples;
 
 use std::process;
 use std::sync::OnceLock;
 
 use crate::error::{Error, ErrorKind, Result};
+pub use identity::{Liveness, here, liveness};
 
 /// The process that used NIXL first.
 static FIRST_USE: OnceLock<Origin> = OnceLock::new();
