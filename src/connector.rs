@@ -507,14 +507,16 @@ fn close_lanes(lanes: &[Arc<Lane>], deadline: Instant) -> bool {
     quiet
 }
 
-/// Closes every connector of this process and waits for every lane that outlived its connector. For the process's exit:
-/// afterwards no thread of ours runs NIXL. True where everything was quiet.
+/// Closes every connector of this process, waits for every lane that outlived its connector, and forgets every
+/// [`process::watch`]. For the process's exit: afterwards no thread of ours runs NIXL. True where everything was quiet.
 pub fn shutdown(timeout: Duration) -> bool {
     let connectors = std::mem::take(&mut *CONNECTORS.lock());
     let connectors = connectors.iter().filter_map(Weak::upgrade);
     let lanes: Vec<Arc<Lane>> = connectors.flat_map(|connector| connector.refuse_more()).collect();
     let deadline = Instant::now() + timeout;
     let quiet = close_lanes(&lanes, deadline);
+    // Behind the lanes, whose last operations may still want to know whether a peer lives.
+    process::end_watches();
     thread::join_orphans(deadline + ORPHAN_GRACE);
     quiet
 }

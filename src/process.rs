@@ -6,12 +6,15 @@
 mod identity;
 #[cfg(test)]
 mod samples;
+mod watch;
 
 use std::process;
 use std::sync::OnceLock;
 
 use crate::error::{Error, ErrorKind, Result};
 pub use identity::{Liveness, here, liveness};
+pub(crate) use watch::end as end_watches;
+pub use watch::{Watch, watch};
 
 /// The process that used NIXL first.
 static FIRST_USE: OnceLock<Origin> = OnceLock::new();
