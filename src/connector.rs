@@ -96,6 +96,8 @@ pub struct Stats {
     pub notifications_unknown: u64,
     /// Notifications that matched nothing and are not UTF-8.
     pub notifications_malformed: u64,
+    /// Messages of peers of our own kind that were understood.
+    pub messages_received: u64,
     /// Fields in peers' trailers that this version does not know and has ignored.
     pub trailer_fields_unknown: u64,
 }
@@ -361,6 +363,7 @@ impl Connector {
                 stats.exposures += opened.ledger.waiting();
                 stats.exposures_in_grace += in_grace;
                 stats.bytes_in_grace += bytes_in_grace;
+                stats.messages_received += opened.ledger.messages();
                 stats.notifications_matched += matched;
                 stats.notifications_unknown += unknown;
                 stats.notifications_malformed += malformed;

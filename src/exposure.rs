@@ -1,17 +1,21 @@
 //! The passive side of an operation: memory that a peer may read or write once.
 
 mod ledger;
+mod messages;
 mod record;
+mod users;
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub(crate) use self::ledger::Ledger;
+pub(crate) use self::messages::{Letter, Notice, reason_of};
 use self::record::Inner;
 pub(crate) use self::record::{Record, WordState};
 use crate::error::Result;
 use crate::operation::{Operation, Outcome};
+use crate::process;
 use crate::reactor::lane::{Lane, Opened};
 use crate::region::{LocalMemory, RegionTable, Sharing};
 use crate::types::MemoryRange;
@@ -98,7 +102,7 @@ impl Exposure {
             generation: self.record.generation(),
             lease: self.lease,
             validity_word: inner.word.as_ref().map(|word| word.range().addr),
-            process: None,
+            process: process::here(),
             checksum: None,
         };
         drop(inner);

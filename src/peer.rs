@@ -254,6 +254,12 @@ impl PeerTable {
         }
     }
 
+    /// Whether a transfer with the peer failed since it was loaded.
+    #[must_use]
+    pub fn is_lost(&self, name: &AgentName) -> bool {
+        self.peers.get(name).is_none_or(|peer| peer.is_lost)
+    }
+
     /// The loaded peers' names.
     pub fn names(&self) -> impl Iterator<Item = &AgentName> {
         self.peers.keys()

@@ -12,7 +12,7 @@ use std::process;
 use std::sync::OnceLock;
 
 use crate::error::{Error, ErrorKind, Result};
-pub use identity::{Liveness, here, liveness};
+pub use identity::{Liveness, here, is_stopped, liveness};
 pub(crate) use watch::end as end_watches;
 pub use watch::{Watch, watch};
 

@@ -175,17 +175,6 @@ impl MemoryRange {
     }
 }
 
-/// A process among all that there are and were: its pid alone may belong to another one by now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ProcessId {
-    /// Its pid, in its own pid namespace.
-    pub pid: u32,
-    /// When it was started: field 22 of `/proc/pid/stat`, lower 32 bits.
-    pub start: u32,
-    /// The boot of its kernel and its pid namespace, hashed: only where that equals one's own the pid means anything.
-    pub host: u32,
-}
-
 /// Which way the bytes move, seen from the active side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {

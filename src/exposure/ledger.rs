@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::messages::Letter;
 use super::record::{Record, Released};
 use crate::error::{Error, ErrorKind, Result};
 use crate::operation::Outcome;
@@ -20,6 +21,9 @@ use crate::types::OperationKey;
 /// So many registrations are given back at one look at the wire: a list of thousands must not make the lane deaf.
 const RELEASED_PER_TICK: usize = 64;
 
+/// How long a lease that has ended is held open at a time for a transfer that is at work.
+const HELD_OPEN: Duration = Duration::from_secs(1);
+
 /// The exposures of one agent.
 #[derive(Debug)]
 pub(crate) struct Ledger {
@@ -27,8 +31,9 @@ pub(crate) struct Ledger {
     quarantine_limit: u64,
     state: Mutex<State>,
     matched: AtomicU64,
-    unknown: AtomicU64,
-    malformed: AtomicU64,
+    pub(super) unknown: AtomicU64,
+    pub(super) malformed: AtomicU64,
+    pub(super) messages: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -38,7 +43,11 @@ struct State {
     leases: BTreeMap<(Instant, u64), Arc<Record>>,
     /// Ended, and held until then.
     grace: BTreeMap<(Instant, u64), Arc<Record>>,
+    /// The same by their keys.
+    ended: HashMap<OperationKey, Arc<Record>>,
     grace_bytes: u64,
+    /// To be sent by the lane's thread.
+    outbox: Vec<Letter>,
     /// To be let go on the lane's thread: deregistering can take as long as registering.
     released: VecDeque<Released>,
     /// Why nothing will end well any more, once the lane closes.
@@ -59,9 +68,15 @@ impl State {
     /// The oldest in grace gives its memory up.
     fn release_first(&mut self) {
         if let Some((_, record)) = self.grace.pop_first() {
-            self.grace_bytes -= record.operation().bytes_total();
-            self.released.push_back(record.release());
+            self.let_go(&record);
         }
+    }
+
+    /// What has left grace gives its memory up.
+    fn let_go(&mut self, record: &Record) {
+        self.grace_bytes -= record.operation().bytes_total();
+        self.ended.remove(record.operation().key());
+        self.released.push_back(record.release());
     }
 }
 
@@ -74,6 +89,7 @@ impl Ledger {
             matched: AtomicU64::new(0),
             unknown: AtomicU64::new(0),
             malformed: AtomicU64::new(0),
+            messages: AtomicU64::new(0),
         }
     }
 
@@ -105,10 +121,14 @@ impl Ledger {
         self.state.lock().close(record);
         record.operation().finish(outcome);
         if is_complete {
+            record.forget_users();
             // The peer is done. Registered it stays until its holder gives it up: others may be reading, as upstream lets
             // them.
             record.settle();
-        } else if record.may_be_in_use() {
+            return true;
+        }
+        self.tell_users(record);
+        if record.may_be_in_use() {
             self.hold(record);
         } else {
             self.release(record);
@@ -124,8 +144,10 @@ impl Ledger {
             return self.release(record);
         }
         let due = Instant::now() + self.grace;
+        record.inner().grace_end = Some(due);
         state.grace_bytes += record.operation().bytes_total();
         state.grace.insert((due, record.generation()), Arc::clone(record));
+        state.ended.insert(record.operation().key().clone(), Arc::clone(record));
         while state.grace_bytes > self.quarantine_limit {
             state.release_first();
         }
@@ -164,17 +186,42 @@ impl Ledger {
         Ok(())
     }
 
-    /// Takes one notification in.
-    pub(crate) fn receive(&self, message: &[u8]) {
+    /// Completes the exposure whose key this is. False where it is none's.
+    pub(super) fn complete(&self, message: &[u8]) -> bool {
         let key = OperationKey::new(message.to_vec());
-        let record = self.state.lock().open.get(&key).cloned();
-        if let Some(record) = record {
-            self.matched.fetch_add(1, Ordering::Relaxed);
-            self.end(&record, Outcome::Complete);
-        } else if std::str::from_utf8(message).is_ok() {
-            self.unknown.fetch_add(1, Ordering::Relaxed);
-        } else {
-            self.malformed.fetch_add(1, Ordering::Relaxed);
+        let Some(record) = self.state.lock().open.get(&key).cloned() else {
+            return false;
+        };
+        self.matched.fetch_add(1, Ordering::Relaxed);
+        self.end(&record, Outcome::Complete);
+        true
+    }
+
+    /// The exposure of a key, open or held in grace.
+    pub(super) fn known(&self, key: &OperationKey) -> Option<Arc<Record>> {
+        let state = self.state.lock();
+        state.open.get(key).or_else(|| state.ended.get(key)).cloned()
+    }
+
+    /// Has a message sent at the next look at the wire.
+    pub(super) fn send(&self, letter: Letter) {
+        let mut state = self.state.lock();
+        if !state.is_over {
+            state.outbox.push(letter);
+        }
+    }
+
+    /// What is to be sent.
+    pub(crate) fn take_outbox(&self) -> Vec<Letter> {
+        std::mem::take(&mut self.state.lock().outbox)
+    }
+
+    /// Gives up memory that is held: those who were at work on it have said that they are done.
+    pub(super) fn release_early(&self, record: &Arc<Record>) {
+        let mut state = self.state.lock();
+        let Some(due) = record.inner().grace_end else { return };
+        if state.grace.remove(&(due, record.generation())).is_some() {
+            state.let_go(record);
         }
     }
 
@@ -190,6 +237,11 @@ impl Ledger {
                     .map(|(_, record)| Arc::clone(record))
             };
             let Some(record) = expired else { break };
+            if record.inner().users.are_at_work() {
+                // Looked at again: its end will be noticed, but not that it is stopped.
+                let _ = self.renew(&record, Some(HELD_OPEN));
+                continue;
+            }
             let error = Error::new(
                 ErrorKind::LeaseExpired,
                 "wait for peer",
@@ -238,6 +290,8 @@ impl Ledger {
             let mut state = self.state.lock();
             state.is_over = true;
             state.grace_bytes = 0;
+            state.ended.clear();
+            state.outbox.clear();
             (std::mem::take(&mut state.grace), std::mem::take(&mut state.released))
         };
         for record in graced.into_values() {
@@ -255,6 +309,11 @@ impl Ledger {
     pub(crate) fn in_grace(&self) -> (usize, u64) {
         let state = self.state.lock();
         (state.grace.len(), state.grace_bytes)
+    }
+
+    /// How many messages of peers of our own kind were understood.
+    pub(crate) fn messages(&self) -> u64 {
+        self.messages.load(Ordering::Relaxed)
     }
 
     /// Notifications so far: matched, unknown text, not text.

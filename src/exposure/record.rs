@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use parking_lot::{Mutex, MutexGuard};
 
+use super::users::Users;
 use crate::error::ErrorKind;
 use crate::operation::{Operation, Outcome, Pin};
 use crate::region::Region;
@@ -78,6 +79,10 @@ pub(super) struct Inner {
     pub(super) exported: Option<CompressedBlob>,
     /// When it ends for want of a peer.
     pub(super) lease_end: Option<Instant>,
+    /// Until when its memory is held, once it has ended.
+    pub(super) grace_end: Option<Instant>,
+    /// Who is known to be at work on it.
+    pub(super) users: Users,
     pub(super) has_ended: bool,
 }
 
@@ -92,6 +97,8 @@ impl Record {
                 word: None,
                 exported: None,
                 lease_end,
+                grace_end: None,
+                users: Users::default(),
                 has_ended: false,
             }),
         })
@@ -142,6 +149,13 @@ impl Record {
     pub(super) fn settle(&self) {
         let pin = self.inner.lock().pin.take();
         drop(pin);
+    }
+
+    /// Nobody is at work on it any more.
+    pub(super) fn forget_users(&self) {
+        // Dropped without the lock: each may hold a watch.
+        let users = std::mem::take(&mut self.inner.lock().users);
+        drop(users);
     }
 
     /// Gives the memory up. Dropping what is returned deregisters, which can take as long as registering.

@@ -76,6 +76,15 @@ fn look(process: &ProcessId) -> Liveness {
     }
 }
 
+/// Whether a process is stopped, by a signal or a debugger. False where nothing can be said.
+#[must_use]
+pub fn is_stopped(process: &ProcessId) -> bool {
+    let is_here = here().is_some_and(|here| here.host == process.host);
+    is_here
+        && Stat::read(format!("/proc/{}/stat", process.pid))
+            .is_ok_and(|stat| stat.start == process.start && matches!(stat.state, b'T' | b't'))
+}
+
 /// Whether a thread lives on behind a first one that is exiting, which is no more than a thread of its process.
 fn has_survivors(pid: u32, first: &Stat) -> bool {
     if first.threads <= 1 {

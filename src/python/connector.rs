@@ -160,6 +160,7 @@ impl Connector {
             ("notifications_matched", stats.notifications_matched),
             ("notifications_unknown", stats.notifications_unknown),
             ("notifications_malformed", stats.notifications_malformed),
+            ("messages_received", stats.messages_received),
             ("trailer_fields_unknown", stats.trailer_fields_unknown),
         ])
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::mpsc::error::TryRecvError;
@@ -13,11 +14,12 @@ use tokio::sync::mpsc::error::TryRecvError;
 use super::closing::{Closing, ClosingOrder};
 use super::idle::{Activity, IdlePolicy, Rest};
 use super::lane::{Command, Opened, Shared, Work};
-use super::state::{LaneState, Resources, closed};
+use super::state::{Introduction, LaneState, Resources, closed};
 use crate::error::{Error, ErrorKind};
 use crate::exposure::Ledger;
 use crate::operation::Outcome;
 use crate::peer::{PeerTable, RefusedNames};
+use crate::process;
 use crate::region::RegionTable;
 use crate::transport::{AgentFlavor, TransportFactory};
 use crate::words::WordTable;
@@ -84,6 +86,10 @@ fn live(
             peers,
             regions: Arc::clone(&regions),
             words: Arc::clone(&words),
+            introduction: process::here().map(|process| Introduction {
+                connection: Bytes::copy_from_slice(&connection_info),
+                process,
+            }),
             last_unheard: None,
         };
         let state = LaneState::new(resources, Arc::clone(&ledger), shared.settings.quarantine_limit);

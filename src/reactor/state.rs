@@ -3,15 +3,17 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
 use super::idle::Activity;
 use super::transfer::{Step, Transfer, Unquiet};
 use crate::error::{Error, ErrorKind};
-use crate::exposure::Ledger;
+use crate::exposure::{Ledger, Letter};
 use crate::operation::Outcome;
 use crate::peer::PeerTable;
 use crate::region::RegionTable;
 use crate::transport::Transport;
-use crate::types::AgentName;
+use crate::types::{AgentName, ProcessId};
 use crate::words::WordTable;
 
 /// How long a lane that closes goes on driving what no request tells of. Connecting to a peer that looks at the wire every
@@ -25,8 +27,18 @@ pub(crate) struct Resources {
     pub(crate) peers: PeerTable,
     pub(crate) regions: Arc<RegionTable>,
     pub(crate) words: Arc<WordTable>,
+    /// How peers of our own kind reach this agent, and whose it is; `None` where they cannot be told.
+    pub(crate) introduction: Option<Introduction>,
     /// When a peer was last connected to, or notified, without a request that tells when that is over.
     pub(crate) last_unheard: Option<Instant>,
+}
+
+/// What an active side says of itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Introduction {
+    /// The agent's metadata without regions.
+    pub(crate) connection: Bytes,
+    pub(crate) process: ProcessId,
 }
 
 /// One lane's state. Whoever holds its lock drives the lane: its thread, or a caller with a small transfer.
@@ -61,6 +73,7 @@ impl LaneState {
         } else if let Some(error) = self.quarantine_full(transfer.peer()) {
             transfer.abandon(Outcome::Failed(error));
         } else {
+            transfer.leave_to_lane();
             self.transfers.push(transfer);
         }
     }
@@ -99,22 +112,25 @@ impl LaneState {
         while transfer.step(&mut self.resources, now) != Step::Over {
             now = Instant::now();
             if now.duration_since(start) > budget {
+                transfer.leave_to_lane();
                 self.transfers.push(transfer);
                 return false;
             }
             std::hint::spin_loop();
         }
+        self.transfers.extend(transfer.last_words());
         self.unquiet.extend(transfer.into_unquiet());
-        true
+        self.transfers.is_empty()
     }
 
     /// One look at the wire: notifications in, every transfer one step on.
     pub(crate) fn tick(&mut self) -> Activity {
         let ledger = Arc::clone(&self.ledger);
+        let mut notices = Vec::new();
         let received = self
             .resources
             .transport
-            .poll_notifications(&mut |message| ledger.receive(message));
+            .poll_notifications(&mut |sender, message| notices.extend(ledger.receive(sender, message)));
         let mut progressed = match received {
             Ok(count) => count > 0,
             Err(error) => {
@@ -122,8 +138,17 @@ impl LaneState {
                 false
             }
         };
+        for notice in notices {
+            for transfer in &mut self.transfers {
+                transfer.hear(&notice);
+            }
+        }
         let now = Instant::now();
         progressed |= ledger.tick(now);
+        for Letter { to, message } in ledger.take_outbox() {
+            // Not through `add`: a lane that closes still says so.
+            self.transfers.push(Transfer::telling(to, message));
+        }
         self.resources.peers.begin_round();
         // In the order they came, so that transfers that wait for the same peer get it in that order.
         let mut over = Vec::new();
@@ -135,7 +160,8 @@ impl LaneState {
             }
         }
         for index in over.into_iter().rev() {
-            let transfer = self.transfers.remove(index);
+            let mut transfer = self.transfers.remove(index);
+            self.transfers.extend(transfer.last_words());
             self.unquiet.extend(transfer.into_unquiet());
         }
         let pages = self.resources.words.pages();

@@ -86,6 +86,7 @@ impl Bench {
             peers: PeerTable::default(),
             regions: Arc::clone(&regions),
             words: WordTable::new(Arc::clone(&regions)),
+            introduction: None,
             last_unheard: None,
         };
         let lane = LaneState::new(resources, Arc::clone(&ledger), settings.quarantine_limit);

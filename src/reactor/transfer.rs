@@ -7,13 +7,15 @@
 //! memory pinned until NIXL has reported the end of every piece in flight: NIXL cannot stop them.
 
 mod clock;
+mod courtesy;
 mod validity;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use self::clock::Clock;
 pub(crate) use self::clock::Limits;
+use self::courtesy::Courtesy;
 use self::validity::Validity;
 use super::state::Resources;
 use crate::descriptor::{Piece, PieceCursor, PieceLimits, TransferPlan};
@@ -36,6 +38,9 @@ const INLINE_BYTES: u64 = 64 << 10;
 /// And its most descriptors, since each may have to be registered.
 const INLINE_DESCRIPTORS: usize = 16;
 
+/// How long a message may wait for its peer to be loaded.
+const TELLING: Duration = Duration::from_secs(5);
+
 /// How many pieces of one transfer are in flight together, where the wire takes its time.
 const WINDOW: usize = 4;
 
@@ -56,6 +61,8 @@ pub(crate) struct Transfer {
     memory: Vec<LocalMemory>,
     /// A piece of several descriptors failed, so its memory can never be shown quiet.
     is_unquiet: bool,
+    /// What its owner, where that is of our own kind, knows of it.
+    courtesy: Courtesy,
     pin: Pin,
 }
 
@@ -145,6 +152,7 @@ impl Transfer {
             regions: Vec::new(),
             memory,
             is_unquiet: false,
+            courtesy: Courtesy::default(),
         }
     }
 
@@ -154,6 +162,20 @@ impl Transfer {
         Self {
             validity: None,
             ..Self::new(operation, remote, TransferPlan::default(), Vec::new(), limits)
+        }
+    }
+
+    /// One that only carries a message to a peer of our own kind.
+    pub(crate) fn telling(to: Arc<RemoteMetadata>, message: Vec<u8>) -> Self {
+        let message = OperationKey::new(message);
+        let operation = Operation::new(Direction::Read, message, Some(to.agent().clone()), 0);
+        let limits = Limits {
+            timeout: None,
+            stall: Some(TELLING),
+        };
+        Self {
+            validity: None,
+            ..Self::new(operation, to, TransferPlan::default(), Vec::new(), limits)
         }
     }
 
@@ -231,12 +253,13 @@ impl Transfer {
                     None => return Step::Unchanged,
                     Some(error) => self.abandon(Outcome::Failed(self.detailed(error))),
                 },
-                Err(error) => self.abandon(Outcome::Failed(error)),
+                Err(error) => self.abandon(Outcome::Failed(self.detailed(self.explained(error)))),
             }
         }
         if matches!(self.stage, Stage::Queued | Stage::Over) {
             return Step::Over;
         }
+        self.greet(resources);
         let mut progressed = self.poll(resources, now);
         if !matches!(self.stage, Stage::Draining) {
             if !self.operation.is_finished() && !progressed {
@@ -248,6 +271,7 @@ impl Transfer {
             // Cancelled meanwhile, or late: nothing further is posted.
             if self.operation.is_finished() {
                 self.stage = Stage::Draining;
+                self.take_leave(resources);
             } else {
                 match self.post_next(resources) {
                     Ok(posted) => progressed |= posted,
@@ -256,6 +280,7 @@ impl Transfer {
             }
         }
         if self.in_flight.is_empty() && self.operation.is_finished() {
+            self.close_conversation(resources);
             resources.peers.end_use(self.remote.agent());
             self.stage = Stage::Over;
             return Step::Over;
@@ -265,6 +290,10 @@ impl Transfer {
 
     /// False where it has to wait for its peer.
     fn start(&mut self, resources: &mut Resources, now: Instant) -> Result<bool> {
+        if matches!(resources.peers.plan(self.wanted()), Plan::Connect | Plan::Reload) {
+            // Connecting to what is not there takes long, and can cost the agent the peer's name.
+            self.refuse_dead()?;
+        }
         if !resources.peers.prepare(&*resources.transport, self.wanted())? {
             return Ok(false);
         }
@@ -450,17 +479,23 @@ impl Transfer {
     fn fail(&mut self, resources: &mut Resources, error: Error) {
         resources.peers.mark_lost(self.remote.agent());
         let error = self
-            .detailed(error)
+            .detailed(self.explained(error))
             .with_hint("the peer may be gone, or what it exposed; the next operation with it connects anew");
         self.operation.finish(Outcome::Failed(error));
         self.stage = Stage::Draining;
+        self.take_leave(resources);
     }
 
     /// The error, and how far the transfer had come.
     fn detailed(&self, error: Error) -> Error {
+        let is_named = error.context().iter().any(|(key, _)| *key == "peer");
+        let error = error.with_context("operation", self.operation.direction());
+        let error = if is_named {
+            error
+        } else {
+            error.with_context("peer", self.remote.agent())
+        };
         error
-            .with_context("operation", self.operation.direction())
-            .with_context("peer", self.remote.agent())
             .with_context("bytes_done", self.operation.bytes_done())
             .with_context("bytes_total", self.operation.bytes_total())
     }

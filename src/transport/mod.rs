@@ -108,11 +108,12 @@ pub trait Transport: Send + Sync + fmt::Debug {
     /// [`crate::error::ErrorKind::Transfer`].
     fn notify(&self, peer: &AgentName, message: &[u8]) -> Result<()>;
 
-    /// Drives the agent and hands over each notification that arrived, once. Returns how many.
+    /// Drives the agent and hands over each notification that arrived, once, with the name that its sender gives itself.
+    /// Returns how many.
     ///
     /// # Errors
     /// [`crate::error::ErrorKind::Backend`].
-    fn poll_notifications(&self, receive: &mut dyn FnMut(&[u8])) -> Result<usize>;
+    fn poll_notifications(&self, receive: &mut dyn FnMut(&AgentName, &[u8])) -> Result<usize>;
 }
 
 /// Which agent a lane needs.

@@ -248,7 +248,7 @@ impl Transport for NixlTransport {
             .map_err(|status| Self::transfer_error("send notification", peer, status))
     }
 
-    fn poll_notifications(&self, receive: &mut dyn FnMut(&[u8])) -> Result<usize> {
+    fn poll_notifications(&self, receive: &mut dyn FnMut(&AgentName, &[u8])) -> Result<usize> {
         let mut messages = Vec::new();
         {
             let mut inbox = self.entry.lock();
@@ -267,11 +267,13 @@ impl Transport for NixlTransport {
                     tracing::warn!(sender, "notifications of a peer with an impossible name were dropped");
                     continue;
                 };
-                messages.extend((0..count).filter_map(|index| arrived.get_notification_bytes(sender, index).ok()));
+                let name = AgentName::new(sender);
+                let bytes = (0..count).filter_map(|index| arrived.get_notification_bytes(sender, index).ok());
+                messages.extend(bytes.map(|message| (name.clone(), message)));
             }
         }
-        for message in &messages {
-            receive(message);
+        for (sender, message) in &messages {
+            receive(sender, message);
         }
         Ok(messages.len())
     }

@@ -13,7 +13,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// A ledger with memory to expose; nothing is ever behind its addresses.
 struct Bench {
-    ledger: Ledger,
+    ledger: Arc<Ledger>,
     regions: Arc<RegionTable>,
     made: u64,
 }
@@ -28,7 +28,7 @@ impl Bench {
         let network = FakeNetwork::new();
         let transport = network.agent(&AgentName::new("owner"), AgentFlavor::SharedMemoryErrors);
         Self {
-            ledger: Ledger::new(&settings),
+            ledger: Arc::new(Ledger::new(&settings)),
             regions: RegionTable::new(transport.unwrap()),
             made: 0,
         }
@@ -55,6 +55,10 @@ impl Bench {
         record
     }
 
+    fn receive(&self, message: &[u8]) {
+        assert!(self.ledger.receive(&AgentName::new("peer"), message).is_none());
+    }
+
     /// Lets go of all that is to be let go by then.
     fn tick_until_idle(&self, now: Instant) {
         while self.ledger.tick(now) {}
@@ -74,8 +78,8 @@ fn kind(record: &Record) -> Option<ErrorKind> {
 fn a_key_ends_its_operation_once_and_no_other() {
     let mut bench = Bench::new(SECOND, u64::MAX);
     let (one, other) = (bench.expose(b"key", None, true), bench.expose(b"key-2", None, true));
-    bench.ledger.receive(b"key");
-    bench.ledger.receive(b"key");
+    bench.receive(b"key");
+    bench.receive(b"key");
     assert_eq!((status(&one), status(&other)), (Status::Complete, Status::Initialized));
     assert_eq!((bench.ledger.waiting(), bench.ledger.counts()), (1, (1, 1, 0)));
     assert!(one.operation().is_quiet(), "its peer is done");
@@ -87,7 +91,7 @@ fn a_key_ends_its_operation_once_and_no_other() {
 fn what_matches_nothing_is_dropped_and_counted() {
     let mut bench = Bench::new(SECOND, u64::MAX);
     for message in [&b"early"[..], b"", b"early ", b"\xff\xfe"] {
-        bench.ledger.receive(message);
+        bench.receive(message);
     }
     assert_eq!(bench.ledger.counts(), (0, 3, 1));
     let early = bench.expose(b"early", None, true);
@@ -101,7 +105,7 @@ fn what_matches_nothing_is_dropped_and_counted() {
 fn keys_are_bytes_and_need_not_be_text() {
     let mut bench = Bench::new(SECOND, u64::MAX);
     let binary = bench.expose(&[0xff, 0, 1], None, true);
-    bench.ledger.receive(&[0xff, 0, 1]);
+    bench.receive(&[0xff, 0, 1]);
     assert_eq!((status(&binary), bench.ledger.counts()), (Status::Complete, (1, 0, 0)));
 }
 
@@ -111,7 +115,7 @@ fn what_has_ended_is_not_ended_again() {
     let cancelled = bench.expose(b"cancelled", Some(SECOND), true);
     assert!(bench.ledger.end(&cancelled, Outcome::Cancelled));
     assert!(!bench.ledger.end(&cancelled, Outcome::Complete));
-    bench.ledger.receive(b"cancelled");
+    bench.receive(b"cancelled");
     bench.ledger.tick(Instant::now() + 9 * SECOND);
     assert_eq!(status(&cancelled), Status::Cancelled);
     assert_eq!(
@@ -181,7 +185,7 @@ fn leases_end_in_their_order_and_can_be_renewed() {
 fn what_has_come_counts_before_a_lease_of_the_same_moment() {
     let mut bench = Bench::new(SECOND, u64::MAX);
     let record = bench.expose(b"key", Some(Duration::ZERO), true);
-    bench.ledger.receive(b"key");
+    bench.receive(b"key");
     bench.ledger.tick(Instant::now() + SECOND);
     assert_eq!(status(&record), Status::Complete);
 }

@@ -275,11 +275,11 @@ impl Transport for FakeTransport {
             return Err(self.refuse(ErrorKind::Transfer, "send notification", "the peer is gone"));
         }
         state.events.push(Event::Notified(self.name.clone(), message.to_vec()));
-        state.notify(instance, message.to_vec());
+        state.notify(instance, &self.name, message.to_vec());
         Ok(())
     }
 
-    fn poll_notifications(&self, receive: &mut dyn FnMut(&[u8])) -> Result<usize> {
+    fn poll_notifications(&self, receive: &mut dyn FnMut(&AgentName, &[u8])) -> Result<usize> {
         let messages = {
             let mut state = self.network.lock();
             state.scripted(&self.name, Call::PollNotifications, ErrorKind::Backend)?;
@@ -289,8 +289,8 @@ impl Transport for FakeTransport {
                 .map(|agent| std::mem::take(&mut agent.inbox))
                 .unwrap_or_default()
         };
-        for message in &messages {
-            receive(message);
+        for (sender, message) in &messages {
+            receive(sender, message);
         }
         Ok(messages.len())
     }

@@ -37,7 +37,7 @@ pub(super) struct Agent {
     pub(super) peers: HashMap<AgentName, LoadedPeer>,
     /// A refused load makes a name unloadable for good, as with NIXL.
     pub(super) unloadable: HashSet<AgentName>,
-    pub(super) inbox: VecDeque<Vec<u8>>,
+    pub(super) inbox: VecDeque<(AgentName, Vec<u8>)>,
 }
 
 /// What one agent knows of another.
@@ -164,14 +164,16 @@ impl Network {
 
     pub(super) fn deliver(&mut self, name: &AgentName, message: &[u8]) -> bool {
         let newest = self.agents.values_mut().rev().find(|agent| agent.name == *name);
-        newest.map(|agent| agent.inbox.push_back(message.to_vec())).is_some()
+        newest
+            .map(|agent| agent.inbox.push_back((AgentName::new("somebody"), message.to_vec())))
+            .is_some()
     }
 
     /// A notification for an instance; it vanishes where that is gone.
-    pub(super) fn notify(&mut self, instance: Option<u64>, message: Vec<u8>) {
+    pub(super) fn notify(&mut self, instance: Option<u64>, sender: &AgentName, message: Vec<u8>) {
         if self.is_alive(instance) {
             if let Some(agent) = instance.and_then(|instance| self.agents.get_mut(&instance)) {
-                agent.inbox.push_back(message);
+                agent.inbox.push_back((sender.clone(), message));
             }
         }
     }
@@ -222,6 +224,7 @@ impl Network {
         flight.state = RequestState::Over;
         let bytes = flight.bytes();
         let (instance, peer_instance) = (flight.instance, flight.peer_instance);
+        let sender = self.agents.get(&instance).map(|agent| agent.name.clone());
         let notification = flight.notification.take();
         if self.copies {
             self.copy(id);
@@ -229,8 +232,8 @@ impl Network {
         if let Some(agent) = self.agents.get(&instance) {
             self.events.push(Event::Done(agent.name.clone(), bytes));
         }
-        if let Some(message) = notification {
-            self.notify(peer_instance, message);
+        if let (Some(message), Some(sender)) = (notification, sender) {
+            self.notify(peer_instance, &sender, message);
         }
     }
 

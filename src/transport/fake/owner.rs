@@ -64,7 +64,7 @@ impl FakeOwner {
     pub fn notifications(&self) -> Result<Vec<Vec<u8>>> {
         let mut messages = Vec::new();
         self.transport
-            .poll_notifications(&mut |message| messages.push(message.to_vec()))?;
+            .poll_notifications(&mut |_, message| messages.push(message.to_vec()))?;
         Ok(messages)
     }
 }

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 TRANSPORTS: dict[str, dict[str, str]] = {"default": {}, "tcp": {"UCX_TLS": "tcp"}}
 """The environments that choose UCX's transports. All processes of a test get the same one."""
 
+SHORT_GRACE = {"DYNAMO_NIXL_GRACE": "0.2"}
+"""Memory of an exposure that was given up is let go soon, so that a test can wait for it."""
+
 
 @pytest.fixture(scope="module", params=TRANSPORTS)
 def transport(request: pytest.FixtureRequest) -> dict[str, str]:
@@ -25,7 +28,7 @@ def transport(request: pytest.FixtureRequest) -> dict[str, str]:
 
 def _spawner(folder: Any, workers: list[Worker]) -> Callable[..., Worker]:
     def spawn(environment: dict[str, str] | None = None, **options: Any) -> Worker:
-        worker = Worker(folder, f"worker-{len(workers)}", environment or {}, **options)
+        worker = Worker(folder, f"worker-{len(workers)}", SHORT_GRACE | (environment or {}), **options)
         workers.append(worker)
         return worker
 

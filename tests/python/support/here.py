@@ -17,6 +17,7 @@ LASTING = (
     "notifications_matched",
     "notifications_unknown",
     "notifications_malformed",
+    "messages_received",
     "trailer_fields_unknown",
 )
 """Counters that do not go back to zero when all operations are over."""

@@ -1,0 +1,217 @@
+//! What an owner hears from active sides of our own kind, and what it tells them.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use super::ledger::Ledger;
+use super::record::Record;
+use crate::error::{Error, ErrorKind};
+use crate::operation::Outcome;
+use crate::peer::RemoteMetadata;
+use crate::process;
+use crate::types::{AgentName, OperationKey, ProcessId};
+use crate::wire::{ControlMessage, EndReason, Incoming};
+
+/// A message to a peer, which may have to be loaded for it.
+#[derive(Debug)]
+pub(crate) struct Letter {
+    pub(crate) to: Arc<RemoteMetadata>,
+    pub(crate) message: Vec<u8>,
+}
+
+/// What a peer has told of an exposure of its own, which a transfer of ours may be at work on.
+#[derive(Debug)]
+pub(crate) struct Notice {
+    pub(crate) sender: AgentName,
+    pub(crate) operation: OperationKey,
+    pub(crate) error: Error,
+}
+
+impl Ledger {
+    /// Takes one notification in: the key of an exposure, or what a peer of our own kind has to say. Returns what is not
+    /// about an exposure of ours.
+    pub(crate) fn receive(self: &Arc<Self>, sender: &AgentName, message: &[u8]) -> Option<Notice> {
+        if self.complete(message) {
+            return None;
+        }
+        match ControlMessage::decode(message) {
+            Ok(Incoming::Message { message, .. }) => {
+                self.messages.fetch_add(1, Ordering::Relaxed);
+                return self.hear(sender, message);
+            }
+            Ok(Incoming::Other | Incoming::Unknown) if std::str::from_utf8(message).is_ok() => {
+                self.unknown.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(Incoming::Other | Incoming::Unknown) | Err(_) => {
+                self.malformed.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        None
+    }
+
+    fn hear(self: &Arc<Self>, sender: &AgentName, message: ControlMessage) -> Option<Notice> {
+        match message {
+            ControlMessage::Hello {
+                operation,
+                connection,
+                process,
+            } => self.hear_hello(sender, &operation, &connection, process),
+            ControlMessage::Left {
+                operation,
+                reason,
+                text,
+            } => {
+                if let Some(record) = self.known(&operation) {
+                    let error = gone(sender, reason, &text, &record);
+                    let known = record.inner().users.leave(sender);
+                    if known && !record.inner().users.are_under_way() {
+                        self.end(&record, Outcome::of(error));
+                    }
+                }
+            }
+            ControlMessage::Quiet { operation } => {
+                if let Some(record) = self.known(&operation) {
+                    let user = record.inner().users.remove(sender);
+                    if user.is_some() && record.inner().users.is_empty() {
+                        self.release_early(&record);
+                    }
+                }
+            }
+            ControlMessage::Ended {
+                operation,
+                reason,
+                text,
+            } => {
+                return Some(Notice {
+                    sender: sender.clone(),
+                    operation,
+                    error: ended(sender, reason, &text),
+                });
+            }
+            // Reserved: nobody sends them yet.
+            ControlMessage::Ping { .. } | ControlMessage::Pong { .. } => {}
+        }
+        None
+    }
+
+    fn hear_hello(self: &Arc<Self>, sender: &AgentName, key: &OperationKey, connection: &Bytes, process: ProcessId) {
+        let agent = match RemoteMetadata::from_blob(connection) {
+            Ok(metadata) if metadata.agent() == sender => Arc::new(metadata),
+            _ => {
+                self.malformed.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+        };
+        let Some(record) = self.known(key) else { return };
+        let is_open = {
+            let mut inner = record.inner();
+            if !inner.users.add(Arc::clone(&agent), process) {
+                return;
+            }
+            !inner.has_ended
+        };
+        if !is_open {
+            self.write(agent, &record);
+            return;
+        }
+        let (ledger, dead_key, dead) = (Arc::downgrade(self), key.clone(), sender.clone());
+        let watch = process::watch(process, move || {
+            if let Some(ledger) = ledger.upgrade() {
+                ledger.bury(&dead_key, &dead);
+            }
+        });
+        record.inner().users.watch(sender, watch);
+    }
+
+    /// The process of an active side is dead.
+    fn bury(self: &Arc<Self>, key: &OperationKey, agent: &AgentName) {
+        let Some(record) = self.known(key) else { return };
+        let user = record.inner().users.remove(agent);
+        if user.is_none() || record.inner().users.are_under_way() {
+            return;
+        }
+        let message = "the process of the peer that was at work on the operation is gone";
+        let error = Error::new(ErrorKind::PeerLost, "wait for peer", message)
+            .with_context("peer", agent)
+            .with_context("bytes", record.operation().bytes_total());
+        self.end(&record, Outcome::Failed(error));
+        // Dropped here, on the watch's own thread: which does not wait for itself.
+        drop(user);
+    }
+
+    /// Tells those that are at work on an exposure that it has ended.
+    pub(super) fn tell_users(&self, record: &Record) {
+        let agents: Vec<_> = record.inner().users.to_be_told().collect();
+        for agent in agents {
+            self.write(agent, record);
+        }
+    }
+
+    fn write(&self, to: Arc<RemoteMetadata>, record: &Record) {
+        let Some(outcome) = record.operation().outcome() else {
+            return;
+        };
+        let (reason, text) = reason_of(&outcome);
+        let message = ControlMessage::Ended {
+            operation: record.operation().key().clone(),
+            reason,
+            text,
+        };
+        if let Ok(message) = message.encode() {
+            self.send(Letter { to, message });
+        }
+    }
+}
+
+/// What a peer is told of an outcome.
+pub(crate) fn reason_of(outcome: &Outcome) -> (EndReason, String) {
+    let reason = match outcome.error().map(Error::kind) {
+        None | Some(ErrorKind::CancelledByPeer) => EndReason::Cancelled,
+        Some(ErrorKind::Timeout) => EndReason::TimedOut,
+        Some(ErrorKind::Closed) => EndReason::Closed,
+        Some(ErrorKind::LeaseExpired) => EndReason::LeaseExpired,
+        Some(_) => EndReason::Failed,
+    };
+    let text = outcome.error().map(ToString::to_string);
+    (reason, text.unwrap_or_default())
+}
+
+/// A peer's words, fit for a line of a log.
+fn printable(text: &str) -> String {
+    text.chars()
+        .map(|each| if each.is_control() { ' ' } else { each })
+        .collect()
+}
+
+/// Why an exposure ends whose only known active side has left.
+fn gone(peer: &AgentName, reason: EndReason, text: &str, record: &Record) -> Error {
+    let (kind, message) = match reason {
+        EndReason::Cancelled => (ErrorKind::CancelledByPeer, "the peer has cancelled its transfer"),
+        EndReason::TimedOut => (ErrorKind::Transfer, "the peer's transfer has not ended in time"),
+        EndReason::Closed => (ErrorKind::Transfer, "the peer has closed its connector"),
+        EndReason::Failed | EndReason::LeaseExpired => (ErrorKind::Transfer, "the peer's transfer has failed"),
+    };
+    told(Error::new(kind, "wait for peer", message), peer, text).with_context("bytes", record.operation().bytes_total())
+}
+
+/// Why a transfer ends whose exposure has ended at the peer.
+fn ended(peer: &AgentName, reason: EndReason, text: &str) -> Error {
+    let (kind, message) = match reason {
+        EndReason::Cancelled => (ErrorKind::CancelledByPeer, "the peer has cancelled the operation"),
+        EndReason::LeaseExpired => (ErrorKind::LeaseExpired, "the operation's lease has ended at the peer"),
+        EndReason::Closed => (ErrorKind::Transfer, "the peer has closed its connector"),
+        EndReason::Failed | EndReason::TimedOut => (ErrorKind::Transfer, "the operation has failed at the peer"),
+    };
+    told(Error::new(kind, "move bytes", message), peer, text)
+}
+
+fn told(error: Error, peer: &AgentName, text: &str) -> Error {
+    let error = error.with_context("peer", peer);
+    if text.is_empty() {
+        error
+    } else {
+        error.with_context("told", format_args!("\"{}\"", printable(text)))
+    }
+}

@@ -1,0 +1,157 @@
+//! What the active side tells an owner of our own kind, and hears from it: messages that shorten waiting, and on which
+//! nothing else depends.
+
+use std::sync::Arc;
+
+use super::{Stage, Transfer};
+use crate::error::{Error, ErrorKind, Result};
+use crate::exposure::{Notice, reason_of};
+use crate::operation::Outcome;
+use crate::process::{self, Liveness, Watch};
+use crate::reactor::state::Resources;
+use crate::types::ProcessId;
+use crate::wire::ControlMessage;
+
+/// How far the conversation has come.
+#[derive(Debug, Default)]
+pub(super) struct Courtesy {
+    /// The transfer takes long enough for its owner to be told of it.
+    is_worth_it: bool,
+    has_greeted: bool,
+    /// A message that the agent could not send, since it has lost sight of its peer.
+    unsent: Vec<ControlMessage>,
+    /// Notices the death of the owner's process, where that is possible.
+    watch: Option<Watch>,
+}
+
+impl Transfer {
+    /// It was not over at once: a lane drives it.
+    pub(crate) fn leave_to_lane(&mut self) {
+        self.courtesy.is_worth_it = true;
+    }
+
+    fn owner_process(&self) -> Option<ProcessId> {
+        self.remote.trailer()?.process
+    }
+
+    /// Says hello, once, before the first byte.
+    pub(super) fn greet(&mut self, resources: &Resources) {
+        let (Some(process), Some(me)) = (self.owner_process(), &resources.introduction) else {
+            return;
+        };
+        let is_due = self.courtesy.is_worth_it && !self.courtesy.has_greeted;
+        if !is_due
+            || self.operation.is_finished()
+            || matches!(self.stage, Stage::Queued | Stage::Draining | Stage::Over)
+        {
+            return;
+        }
+        self.courtesy.has_greeted = true;
+        let hello = ControlMessage::Hello {
+            operation: self.operation.key().clone(),
+            connection: me.connection.clone(),
+            process: me.process,
+        };
+        let sent = hello
+            .encode()
+            .and_then(|hello| resources.transport.notify(self.remote.agent(), &hello));
+        if let Err(error) = sent {
+            tracing::debug!(%error, "an owner could not be greeted");
+        }
+        let (operation, peer) = (Arc::downgrade(&self.operation), self.remote.agent().clone());
+        self.courtesy.watch = process::watch(process, move || {
+            if let Some(operation) = operation.upgrade() {
+                operation.finish(Outcome::Failed(lost().with_context("peer", peer)));
+            }
+        });
+    }
+
+    /// Says that the transfer has ended otherwise than complete, while the wire may still be at work.
+    pub(super) fn take_leave(&mut self, resources: &Resources) {
+        let Some(outcome) = self.operation.outcome().filter(|_| self.courtesy.has_greeted) else {
+            return;
+        };
+        self.courtesy.watch = None;
+        let kind = outcome.error().map(Error::kind);
+        let heard_so = matches!(
+            kind,
+            Some(ErrorKind::CancelledByPeer | ErrorKind::LeaseExpired | ErrorKind::Stale | ErrorKind::PeerLost)
+        );
+        if !matches!(outcome, Outcome::Complete) && !heard_so {
+            let (reason, text) = reason_of(&outcome);
+            let operation = self.operation.key().clone();
+            self.tell(
+                resources,
+                ControlMessage::Left {
+                    operation,
+                    reason,
+                    text,
+                },
+            );
+        }
+    }
+
+    /// Says that the wire is done with it, if it was not complete.
+    pub(super) fn close_conversation(&mut self, resources: &Resources) {
+        self.courtesy.watch = None;
+        let outcome = self.operation.outcome().filter(|_| self.courtesy.has_greeted);
+        let is_owed = match &outcome {
+            None | Some(Outcome::Complete) => false,
+            Some(outcome) => outcome.error().map(Error::kind) != Some(ErrorKind::PeerLost) && !self.is_unquiet,
+        };
+        if is_owed {
+            let operation = self.operation.key().clone();
+            self.tell(resources, ControlMessage::Quiet { operation });
+        }
+    }
+
+    fn tell(&mut self, resources: &Resources, message: ControlMessage) {
+        let Ok(bytes) = message.encode() else { return };
+        // In order: what could not be sent goes first.
+        let is_reachable = self.courtesy.unsent.is_empty() && !resources.peers.is_lost(self.remote.agent());
+        if !is_reachable || resources.transport.notify(self.remote.agent(), &bytes).is_err() {
+            self.courtesy.unsent.push(message);
+        }
+    }
+
+    /// What is still to be said once the peer is loaded anew.
+    pub(crate) fn last_words(&mut self) -> Vec<Self> {
+        let unsent = std::mem::take(&mut self.courtesy.unsent);
+        let letters = unsent.iter().filter_map(|message| message.encode().ok());
+        letters
+            .map(|message| Self::telling(Arc::clone(&self.remote), message))
+            .collect()
+    }
+
+    /// The peer's exposure has ended, perhaps the one of this transfer.
+    pub(crate) fn hear(&mut self, notice: &Notice) {
+        if notice.operation == *self.operation.key() && notice.sender == *self.remote.agent() {
+            self.abandon(Outcome::of(self.detailed(notice.error.clone())));
+        }
+    }
+
+    /// # Errors
+    /// [`ErrorKind::PeerLost`] where the owner's process is known to be dead.
+    pub(super) fn refuse_dead(&self) -> Result<()> {
+        match self.owner_process().map(|process| process::liveness(&process)) {
+            Some(Liveness::Dead) => Err(lost()),
+            _ => Ok(()),
+        }
+    }
+
+    /// The error, or what is behind it: the death of the owner's process.
+    pub(super) fn explained(&self, error: Error) -> Error {
+        if !matches!(error.kind(), ErrorKind::Transfer | ErrorKind::Backend) {
+            return error;
+        }
+        match self.owner_process().map(|process| process::liveness(&process)) {
+            Some(Liveness::Dead) => lost().with_source(error),
+            _ => error,
+        }
+    }
+}
+
+fn lost() -> Error {
+    let message = "the peer's process is gone";
+    Error::new(ErrorKind::PeerLost, "move bytes", message).with_hint("ask for new metadata once it is back")
+}
