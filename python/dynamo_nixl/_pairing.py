@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .descriptor import ADDRESS_END, Descriptor
+from .device import Device
 from .errors import MetadataError
 from .kinds import DeviceKind
 
@@ -58,18 +59,10 @@ def _ours(descriptor: Any, complaint: str) -> Descriptor:
     if not _is_upstreams(descriptor, "Descriptor"):
         hint = "; wrap each tensor in Descriptor(...), or all with Descriptor.from_tensors([...])"
         raise TypeError(f"{complaint} {type(descriptor).__name__}{hint}")
-    described = descriptor._data_ref
-    if described is not None:
-        # By the object itself, if it is one, since upstream does not say whether it may be written to.
-        try:
-            made = Descriptor(described)
-        except (TypeError, ValueError):
-            pass
-        else:
-            if made.ptr == descriptor.ptr:
-                made._data_size = descriptor.size
-                return made
-    return Descriptor((descriptor.ptr, descriptor.size, str(descriptor.device), descriptor))
+    stated = descriptor.device
+    made = Descriptor((descriptor.ptr, descriptor.size, Device((DeviceKind(stated.kind), stated.id)), descriptor))
+    made._take_over_reference(descriptor._data_ref)
+    return made
 
 
 def _is_upstreams(instance: object, name: str) -> bool:

@@ -8,7 +8,7 @@ from weakref import WeakSet
 
 from .device import Device
 from .kinds import DeviceKind
-from .tensors import Memory, memory_of, memory_on, named
+from .tensors import Memory, is_scattered, memory_of, memory_on, named
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -106,6 +106,30 @@ class Descriptor:
             "a tuple must be (array, device) or (address, bytes[, device[, owner]]): "
             f"({', '.join(type(item).__name__ for item in data)})"
         )
+
+    def _take_over_reference(self, reference: object) -> None:
+        """Heed what is known of an object that may be the one at this address, besides the owner.
+
+        Address, size and device stay as they were stated.
+
+        Raises
+        ------
+        ValueError
+            If it is an array at this address that is not contiguous.
+        """
+        self._data_ref = reference
+        if reference is None:
+            return
+        if is_scattered(reference, self._data_ptr):
+            raise ValueError("an array that is not contiguous cannot be transferred as the range where it begins")
+        try:
+            memory = memory_of(reference)
+        except (TypeError, ValueError):
+            return
+        if memory is not None and memory.ptr == self._data_ptr:
+            self._refusal = memory.refusal
+            # The second keeps the bytes where they are, which the object alone need not.
+            self._owner = (self._owner, memory.owner)
 
     @staticmethod
     def from_serialized(serialized: SerializedDescriptor) -> Descriptor:

@@ -85,6 +85,19 @@ def memory_on(data: object, device: Device) -> Memory | None:
     return memory._replace(device=device)
 
 
+def is_scattered(data: object, ptr: int) -> bool:
+    """Whether this is an array that begins at `ptr` and whose elements do not follow each other from there."""
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(data, getattr(numpy, "ndarray", ())):
+        array: Any = data
+        return not array.flags.c_contiguous and array.__array_interface__["data"][0] == ptr
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and isinstance(data, getattr(cupy, "ndarray", ())):
+        array = data
+        return not array.flags.c_contiguous and array.data.ptr == ptr
+    return False
+
+
 def named(tensors: object) -> Iterator[tuple[object, object]]:
     """Go through a sequence or a mapping of tensors, in its order: (index or key, tensor).
 

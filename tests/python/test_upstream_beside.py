@@ -32,6 +32,23 @@ def test_upstreams_instances_are_accepted(spawn, both):
     assert owner.call(roles.dispose, number, seed=2)
 
 
+def test_what_upstreams_descriptors_state_is_trusted(spawn, both):
+    """Address, size and device; what they keep only says whether it may be written to and moved at all."""
+    alike, refusals, stays = both.call(beside.stated)
+    assert [ours for _, ours in alike] == [theirs for theirs, _ in alike]
+    assert [next(word for word in ("read-only", "contiguous") if word in text) for text in refusals] == [
+        "read-only",
+        "read-only",
+        "contiguous",
+        "contiguous",
+    ]
+    assert stays
+    owner = spawn()
+    number, metadata = owner.call(roles.expose_readable, [4096], seed=3)
+    assert both.call(beside.read_over_an_owner, metadata, seed=3)
+    assert owner.call(roles.wait, number) == "DONE"
+
+
 def test_what_operations_show_reads_alike(spawn, both):
     owner = spawn()
     for sizes in ([64], [64, 32]):

@@ -40,6 +40,68 @@ async def write_from_upstreams(here, metadata, seed):
         return str(operation.status)
 
 
+async def stated(here):
+    """What upstream's descriptors say of themselves beside what is made of them, and why one is refused."""
+    from dynamo_nixl import Connection, Connector, ReadableOperation, WritableOperation
+    from dynamo_nixl._pairing import local_descriptors_of
+
+    make = here.upstream.Descriptor
+    array = pattern(4096, 1)
+    constant = pattern(64, 2)
+    constant.flags.writeable = False
+    shortened = make((array, "cpu"))
+    shortened._data_size = 100
+    given = [
+        make((array, "cpu")),
+        make((array, "cuda:1")),
+        make((array, "gpu")),
+        make((array.ctypes.data, 4096, "cpu", array[:10])),
+        make((array.ctypes.data + 5, 50, "cpu", array)),
+        make((array.ctypes.data, 4096, "xpu:3")),
+        make((array.ctypes.data, 4096, "cpu", array[::2][7:])),
+        make(bytearray(30)),
+        make(b"constant"),
+        shortened,
+    ]
+    made = local_descriptors_of(given)
+    assert all(ours._data_ref is theirs._data_ref for ours, theirs in zip(made, given, strict=True))
+    alike = [(str(theirs), str(ours)) for theirs, ours in zip(given, made, strict=True)]
+
+    connector = Connector()
+    connection = Connection(connector, 1)
+    refusals = []
+    for operation, descriptor in (
+        (WritableOperation, make((constant, "cpu"))),
+        (WritableOperation, make(b"constant")),
+        (ReadableOperation, make((array.reshape(64, 64)[:, ::2], "cpu"))),
+        (ReadableOperation, make((array[::-1], "cuda:0"))),
+    ):
+        try:
+            operation(connection, descriptor)
+        except ValueError as error:
+            refusals.append(str(error))
+    # Sent it may be, and a resize would leave the peer with an address where nothing is.
+    resizable = bytearray(30)
+    (kept,) = local_descriptors_of([make(resizable)])
+    try:
+        resizable.extend(bytes(30))
+    except BufferError:
+        kept = None
+    return alike, refusals, kept is None
+
+
+async def read_over_an_owner(here, metadata, seed):
+    """Into all of an array of which the descriptor keeps a part."""
+    import dynamo_nixl
+
+    target = blank(4096)
+    descriptor = here.upstream.Descriptor((target.ctypes.data, 4096, "cpu", target[:10]))
+    async with dynamo_nixl.Connector() as connector:
+        operation = await connector.begin_read(here.upstream.RdmaMetadata.model_validate(metadata), descriptor)
+        await operation.wait_for_completion()
+    return is_pattern(target, seed)
+
+
 async def shown(here, exposed):
     """How either package shows operations; what differs by nature is made equal."""
     import dynamo_nixl
