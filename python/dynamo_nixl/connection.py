@@ -67,8 +67,10 @@ class Connection:
             _NO_LIMIT if settings.quarantine_limit is None else settings.quarantine_limit,
         )
         self._remote_refs: dict[str, int] = {}
-        self._remote_refs_lock = threading.Lock()
-        connector._connections.add(self)
+        self._remote_refs_changes = 0
+        # Reentrant, since a `Remote` may be finalised wherever Python runs, so also where this is held.
+        self._remote_refs_lock = threading.RLock()
+        connector._adopt(self)
 
     @property
     def name(self) -> str:
@@ -108,17 +110,28 @@ class Connection:
 
     def acquire_remote_ref(self, name: str) -> None:
         """Count one more reference to a peer. See `Remote`."""
-        with self._remote_refs_lock:
-            self._remote_refs[name] = self._remote_refs.get(name, 0) + 1
+        self._count_remote_ref(name, 1)
 
     def release_remote_ref(self, name: str) -> bool:
         """Count one reference to a peer less. True if it was the last; False also if there was none."""
+        return self._count_remote_ref(name, -1) == 1
+
+    def _count_remote_ref(self, name: str, change: int) -> int:
+        """Returns how many there were before."""
         with self._remote_refs_lock:
-            count = self._remote_refs.get(name, 0)
-            if count > 1:
-                self._remote_refs[name] = count - 1
-                return False
-            return self._remote_refs.pop(name, None) is not None
+            while True:
+                changes = self._remote_refs_changes
+                before = self._remote_refs.get(name, 0)
+                after = max(before + change, 0)
+                # The lock keeps other threads out, but no finaliser on this one. From here on nothing is called, and so
+                # none can come in between.
+                if self._remote_refs_changes == changes:
+                    self._remote_refs_changes = changes + 1
+                    if after > 0:
+                        self._remote_refs[name] = after
+                    elif before > 0:
+                        del self._remote_refs[name]
+                    return before
 
     async def initialize(self) -> None:
         """Find and load NIXL and start this connection's agent, off the loop's thread.
@@ -131,8 +144,9 @@ class Connection:
         ImportError
             If NIXL is missing, too old or too new; the text says what helps.
         NixlConnectError
-            If the agent could not be made.
+            If the agent could not be made. `ConnectorClosedError`, one of these, if the connector is closed.
         """
+        self._refuse_closed()
         if self._native.is_open:
             return
         await _loop.run_off_loop_once(_prepare)
@@ -142,11 +156,18 @@ class Connection:
 
     def _open_blocking(self) -> None:
         """`initialize` for constructors, which cannot await: upstream's make their agent on the spot as well."""
+        self._refuse_closed()
         if self._native.is_open:
             return
         _prepare()
         _close_at_exit()
         self._native.open_blocking()
+
+    def _refuse_closed(self) -> None:
+        # Before NIXL is looked for. A connector that is gone as well has closed this one natively.
+        connector = self._connector()
+        if connector is not None:
+            connector._refuse_closed()
 
     def __str__(self) -> str:
         return self.name

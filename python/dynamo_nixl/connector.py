@@ -6,7 +6,7 @@ import socket
 import threading
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, Self, TypeVar
-from weakref import WeakSet
+from weakref import ref
 
 from . import _loop
 from ._pairing import check_remote_metadata, local_descriptors_of
@@ -94,12 +94,13 @@ class Connector:
             quarantine_limit=quarantine_limit,
         )
         self._hostname = socket.gethostname()
-        # A threading lock because an asyncio one belongs to a single loop. It is never held across an await.
-        self._connection_lock = threading.Lock()
+        # A threading lock because an asyncio one belongs to a single loop. It is never held across an await. Reentrant,
+        # since a user's finaliser may close the connector wherever Python runs, so also where this is held.
+        self._connection_lock = threading.RLock()
         self._connection_count = 0
         self._shared_connection: Connection | None = None
         # Also those that a subclass or a worker made by itself, in order to close them.
-        self._connections: WeakSet[Connection] = WeakSet()
+        self._connections: set[ref[Connection]] = set()
         self._is_closed = False
 
     @property
@@ -162,7 +163,17 @@ class Connector:
         """Take nothing new. Returns what is to be closed."""
         with self._connection_lock:
             self._is_closed = True
-            return list(self._connections)
+            # The copy is made in one go, unlike that of a WeakSet, to which a finaliser may add meanwhile.
+            living = [connection() for connection in list(self._connections)]
+        return [connection for connection in living if connection is not None]
+
+    def _adopt(self, connection: Connection) -> None:
+        """Have a new connection closed with this connector; at once if it is closed already."""
+        with self._connection_lock:
+            self._connections.add(ref(connection, self._connections.discard))
+            is_closed = self._is_closed
+        if is_closed:
+            connection._native.begin_close(0.0)
 
     async def __aenter__(self) -> Self:
         self._refuse_closed()
@@ -373,11 +384,15 @@ class Connector:
         with self._connection_lock:
             self._refuse_closed()
             connection = self._shared_connection
-            if connection is None:
-                self._connection_count += 1
-                connection = Connection(self, self._connection_count)
+            if connection is not None:
+                return connection
+            self._connection_count += 1
+            connection = Connection(self, self._connection_count)
+            # A finaliser may have been here while it was made.
+            self._refuse_closed()
+            if self._shared_connection is None:
                 self._shared_connection = connection
-            return connection
+            return self._shared_connection
 
     def __hash__(self) -> int:
         return hash(self._worker_id)

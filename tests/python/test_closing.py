@@ -7,11 +7,21 @@ import os
 import threading
 
 import pytest
-from dynamo_nixl import Connection, Connector, ConnectorClosedError, Descriptor, OperationStatus, RdmaMetadata
+from dynamo_nixl import (
+    Connection,
+    Connector,
+    ConnectorClosedError,
+    Descriptor,
+    OperationStatus,
+    RdmaMetadata,
+    ReadableOperation,
+    Remote,
+)
 
-from support import roles
+from support import roles, scripts
 from support.here import eventually
 from support.memory import blank, pattern
+from support.scripts import Ended
 
 pytestmark = pytest.mark.nixl
 
@@ -60,6 +70,63 @@ def test_closing_what_was_never_opened():
     asyncio.run(connector.aclose())
     with pytest.raises(ConnectorClosedError, match="closed"):
         asyncio.run(connector.create_readable(Descriptor(b"data")))
+
+
+@pytest.mark.parametrize("made", ["before", "after"])
+@pytest.mark.parametrize("is_gone", [False, True], ids=["closed", "closed and gone"])
+def test_a_closed_connector_opens_no_connection(spawn, made, is_gone):
+    spawn().call(use_after_closing, made, is_gone)
+
+
+def test_a_closed_connector_does_not_look_for_nixl(tmp_path):
+    source = """
+        import asyncio
+        import dynamo_nixl as connect
+
+        connector = connect.Connector()
+        connector.close()
+        connection = connect.Connection(connector, 9)
+        for use in (
+            lambda: asyncio.run(connection.initialize()),
+            lambda: connect.ReadableOperation(connection, connect.Descriptor(b"data")),
+        ):
+            try:
+                use()
+            except connect.ConnectorClosedError:
+                pass
+            else:
+                raise AssertionError("a closed connector took it")
+    """
+    missing = {"DYNAMO_NIXL_LIBRARY": str(tmp_path / "libnixl_capi.so")}
+    assert scripts.run(source, tmp_path, missing) == Ended(0, "", "")
+
+
+async def use_after_closing(here, made, is_gone):
+    """No way leads to an agent: nothing would close that one any more."""
+    connector = Connector()
+    connections = [Connection(connector, 9)] if made == "before" else []
+    connector.close()
+    if made == "after":
+        connections.append(Connection(connector, 9))
+    (connection,) = connections
+    if is_gone:
+        del connector
+    threads = resources()[0]
+    with pytest.raises(ConnectorClosedError):
+        await connection.initialize()
+    if not is_gone:
+        # It keeps its connector, and so cannot do without.
+        with pytest.raises(ConnectorClosedError):
+            ReadableOperation(connection, Descriptor(b"data"))
+    for use in (
+        lambda: Descriptor(b"data").register_with_connector(connection),
+        lambda: Remote(connection, b"some agent's"),
+        lambda: connection.metadata,
+    ):
+        with pytest.raises(ConnectorClosedError):
+            use()
+    assert connection._native.is_open is False
+    await eventually(lambda: resources()[0] <= threads + 1)
 
 
 async def warm_up(here):
