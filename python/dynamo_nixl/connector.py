@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _Operation = TypeVar("_Operation", bound=AbstractOperation)
 
+_LONGEST_NAME: Final = 960
+"""Bytes. An agent's name has at most 1024, of which `-<number>`, `-plain` and `-spare-<number>` are behind this one."""
 _LONG_METADATA: Final = 4 * 1024
 """Characters. So many hold up to a thousand regions of ours, or a few MB of a hostile peer's zeros."""
 _MANY_DESCRIPTORS: Final = 128
@@ -38,7 +40,7 @@ class Connector:
     Parameters
     ----------
     worker_id
-        A name that no other worker has. By default a random one.
+        A name that no other worker has, of at most 960 bytes of UTF-8 and without a NUL. By default a random one.
     lease
         Seconds that an exposure waits for its peer before it ends with `LeaseExpiredError`. Default 600.
     grace
@@ -58,7 +60,8 @@ class Connector:
     TypeError
         If `worker_id` is empty or not a string, or a limit is no number.
     ValueError
-        If a limit is negative, here or in the environment.
+        If `worker_id` cannot be part of an agent's name, being too long or with characters that are not allowed; if a
+        limit is negative, here or in the environment.
 
     Notes
     -----
@@ -85,6 +88,7 @@ class Connector:
         given: object = _random_name() if worker_id is None else worker_id
         if not isinstance(given, str) or not given:
             raise TypeError(f"a worker id must be a non-empty str: {given!r}")
+        _check_name(given)
         self._worker_id = given
         self._settings = Settings.of(
             lease=lease,
@@ -432,6 +436,16 @@ def _wrong_kind(metadata: RdmaMetadata, wanted: str) -> str:
     if metadata.operation_kind == OperationKind.WRITE:
         return f"the peer's memory is exposed for writing, not for {wanted}"
     return f"the metadata does not expose memory for {wanted}, its operation_kind is {metadata.operation_kind}"
+
+
+def _check_name(name: str) -> None:
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        size = None
+    if size is None or size > _LONGEST_NAME or "\0" in name:
+        shown = repr(name) if len(name) <= 80 else f"{name[:80]!r}..."
+        raise ValueError(f"a worker id is at most {_LONGEST_NAME} bytes of UTF-8, without a NUL: {shown}")
 
 
 def _random_name() -> str:

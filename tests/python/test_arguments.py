@@ -16,6 +16,8 @@ from dynamo_nixl import (
     WriteOperation,
 )
 
+from support import roles
+
 
 class TestConnector:
     def test_names(self):
@@ -29,6 +31,20 @@ class TestConnector:
     def test_bad_names(self, worker_id):
         with pytest.raises(TypeError):
             Connector(worker_id)
+
+    @pytest.mark.parametrize("worker_id", ["x" * 961, "é" * 481, "a\0b", "\0", "\ud800"])
+    def test_names_that_no_agent_can_have(self, worker_id):
+        with pytest.raises(ValueError, match="at most 960 bytes of UTF-8, without a NUL: '"):
+            Connector(worker_id)
+
+    @pytest.mark.nixl
+    def test_the_longest_name(self, spawn):
+        """With the suffixes of its agents a peer still takes it."""
+        owner, reader = spawn(), spawn()
+        owner.call(take_the_longest_name)
+        number, metadata = owner.call(roles.expose_readable, [8])
+        assert reader.call(roles.read, metadata) == ("DONE", True)
+        assert owner.call(roles.wait, number) == "DONE"
 
     def test_equality(self):
         assert Connector("a") == Connector("a")
@@ -58,6 +74,10 @@ class TestConnector:
         connection = Connection(Connector("gone"), 1)
         with pytest.raises(RuntimeError, match="gone-1"):
             connection.connector  # noqa: B018
+
+
+def take_the_longest_name(here):
+    here.connector = Connector("é" * 480)
 
 
 def metadata(kind=OperationKind.READ, sizes=(8,), device="cpu", key="key", ptr=4096):
