@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 from weakref import WeakKeyDictionary
 
 from . import _core
@@ -22,7 +22,7 @@ _Result = TypeVar("_Result")
 _hubs: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, _core.Hub]] = WeakKeyDictionary()
 _hubs_lock: Final = threading.Lock()
 
-_running: Final[dict[Callable[[], None], Future[Any]]] = {}
+_running: Final[dict[Callable[[], None], Future[BaseException | None]]] = {}
 _running_lock: Final = threading.RLock()
 
 
@@ -73,10 +73,34 @@ async def run_off_loop_once(function: Callable[[], None]) -> None:
     with _running_lock:
         running = _running.get(function)
         if running is None:
-            running = _running[function] = _start(function)
+            running = _running[function] = _start(lambda: _failure_of(function))
             # Not when a wait ends: they may all be cancelled, and nobody is to get a result from long ago.
             running.add_done_callback(lambda _: _running.pop(function, None))
-    await asyncio.wrap_future(running)
+    failure = await asyncio.wrap_future(running)
+    if failure is not None:
+        raise _copy_of(failure)
+
+
+def _failure_of(function: Callable[[], None]) -> BaseException | None:
+    try:
+        function()
+    except BaseException as error:
+        return error
+    return None
+
+
+def _copy_of(error: BaseException) -> BaseException:
+    """One for each who waits: an exception's traceback grows wherever it is raised, here in several threads at once."""
+    from copy import copy
+
+    try:
+        copied = copy(error)
+    except Exception:
+        # Its constructor takes something else than its arguments.
+        return error
+    copied.__context__, copied.__cause__ = error.__context__, error.__cause__
+    copied.__suppress_context__ = error.__suppress_context__
+    return copied.with_traceback(error.__traceback__)
 
 
 def _start(function: Callable[[], _Result]) -> Future[_Result]:
@@ -85,16 +109,19 @@ def _start(function: Callable[[], _Result]) -> Future[_Result]:
     future: Future[_Result] = Future()
     future.set_running_or_notify_cancel()
 
-    def run() -> None:
-        try:
-            result = function()
-        except BaseException as error:
-            future.set_exception(error)
-        else:
-            future.set_result(result)
-
-    threading.Thread(target=run, name="dynamo-nixl-setup").start()
+    threading.Thread(target=_run, args=(function, future), name="dynamo-nixl-setup").start()
     return future
+
+
+def _run(function: Callable[[], _Result], future: Future[_Result]) -> None:
+    try:
+        future.set_result(function())
+    except BaseException as error:
+        future.set_exception(error)
+    finally:
+        # The future has the error, whose traceback has the frames down to this one: all that is in them would be left
+        # to the cyclic garbage collector.
+        del future
 
 
 def _hub_of(loop: asyncio.AbstractEventLoop) -> _core.Hub:
