@@ -69,13 +69,16 @@ def export(data: Any) -> Exported:
     Raises
     ------
     ValueError
-        If the memory is on a device that NIXL does not know, or the version is unknown.
+        If the object refuses, the memory is on a device that NIXL does not know, or the version is unknown.
     """
     try:
-        capsule = data.__dlpack__(max_version=(1, 0))
-    except TypeError:
-        # From before versions were negotiated.
-        capsule = data.__dlpack__()
+        try:
+            capsule = data.__dlpack__(max_version=(1, 0))
+        except TypeError:
+            # From before versions were negotiated.
+            capsule = data.__dlpack__()
+    except BufferError as error:
+        raise ValueError(f"{type(data).__name__} does not export its memory through DLPack: {error}") from error
     managed: _Managed | _ManagedVersioned
     if _is_named(capsule, b"dltensor_versioned"):
         managed = _ManagedVersioned.from_address(_pointer(capsule, b"dltensor_versioned"))

@@ -41,7 +41,7 @@ def memory_of(data: object) -> Memory | None:
     TypeError
         If the elements are references to Python objects.
     ValueError
-        If the device of a tensor is none that NIXL knows.
+        If the device of a tensor is none that NIXL knows, or an object refuses to export its memory through DLPack.
     """
     torch = sys.modules.get("torch")
     # A module that is just being imported by another thread may lack its attributes still.
@@ -217,7 +217,8 @@ def _dlpack(data: object) -> Memory:
 
 
 def _buffer(data: object, view: memoryview) -> Memory:
-    if "O" in view.format:
+    # Every second part is the name of a field.
+    if "O" in "".join(view.format.split(":")[::2]):
         raise TypeError(f"buffers of Python objects cannot be transferred: format {view.format!r}")
     reference = data
     refusal = None

@@ -86,6 +86,12 @@ class TestDlpack:
         with pytest.raises(ValueError, match="read-only"):
             descriptor._local_range(is_destination=True)
 
+    @pytest.mark.parametrize("exporter", [Exporter, OldExporter])
+    def test_an_object_that_refuses(self, exporter):
+        # NumPy's answer to a type that DLPack does not know.
+        with pytest.raises(ValueError, match="Exporter does not export its memory through DLPack: "):
+            Descriptor(exporter(np.zeros(3, "datetime64[s]")))
+
     def test_a_class_is_no_object(self):
         with pytest.raises(TypeError):
             Descriptor(Exporter)

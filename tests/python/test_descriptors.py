@@ -45,6 +45,19 @@ class TestDescriptorInputs:
                 mapping.close()
             del descriptor
 
+    def test_buffers_of_structures(self):
+        """The name of a field says nothing of its type."""
+
+        class Named(ctypes.Structure):
+            _fields_ = [("O", ctypes.c_int32), ("POO", ctypes.c_int32)]
+
+        class Objects(ctypes.Structure):
+            _fields_ = [("i", ctypes.py_object)]
+
+        assert Descriptor(Named(1, 2)).size == 8
+        with pytest.raises(TypeError, match="Python objects"):
+            Descriptor(Objects())
+
     def test_numpy(self):
         values = np.arange(6, dtype=np.float32).reshape(2, 3)
         descriptor = Descriptor(values)
