@@ -6,13 +6,12 @@ import atexit
 import math
 import threading
 from importlib import import_module
-from typing import TYPE_CHECKING, Final
+from typing import Final
 from weakref import ref
 
-from . import _core, _loop
+import dynamo_nixl
 
-if TYPE_CHECKING:
-    from .connector import Connector
+from . import _core, _loop
 
 EXIT_PATIENCE: Final = 5.0
 """Seconds that the end of the interpreter waits for transfers in flight."""
@@ -46,7 +45,7 @@ class Connection:
     The connector owns its connection, not the other way round.
     """
 
-    def __init__(self, connector: Connector, number: int) -> None:
+    def __init__(self, connector: dynamo_nixl.Connector, number: int) -> None:
         from .connector import Connector
 
         if not isinstance(connector, Connector):
@@ -78,7 +77,7 @@ class Connection:
         return self._native.name
 
     @property
-    def connector(self) -> Connector:
+    def connector(self) -> dynamo_nixl.Connector:
         """Whose connection it is.
 
         Raises

@@ -5,22 +5,24 @@ from __future__ import annotations
 import socket
 import threading
 from functools import cached_property
+from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 from weakref import ref
+
+import dynamo_nixl
 
 from . import _loop
 from ._pairing import check_remote_metadata, local_descriptors_of
 from ._settings import DEFAULT, Default, Seconds, Settings
 from .connection import EXIT_PATIENCE, Connection
+from .descriptor import Descriptor
 from .errors import ConnectorClosedError
 from .kinds import OperationKind
 from .operations import AbstractOperation, ReadableOperation, ReadOperation, WritableOperation, WriteOperation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
-    from .descriptor import Descriptor
     from .metadata import RdmaMetadata
 
 
@@ -193,7 +195,7 @@ class Connector:
 
     async def begin_read(
         self,
-        remote_metadata: RdmaMetadata,
+        remote_metadata: dynamo_nixl.RdmaMetadata,
         local_descriptors: Descriptor | list[Descriptor],
         *,
         timeout: Seconds = DEFAULT,
@@ -245,7 +247,7 @@ class Connector:
     async def begin_write(
         self,
         local_descriptors: Descriptor | list[Descriptor],
-        remote_metadata: RdmaMetadata,
+        remote_metadata: dynamo_nixl.RdmaMetadata,
         *,
         timeout: Seconds = DEFAULT,
     ) -> WriteOperation:

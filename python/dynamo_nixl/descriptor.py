@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
+
+import dynamo_nixl
 
 from .device import Device
 from .kinds import DeviceKind
 from .tensors import Memory, is_scattered, memory_of, memory_on, named
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from ._core import LocalRange, Region
     from .connection import Connection
-    from .connector import Connector
-    from .metadata import SerializedDescriptor
     from .operations import AbstractOperation
 
 
@@ -132,7 +131,7 @@ class Descriptor:
             self._owner = (self._owner, memory.owner)
 
     @staticmethod
-    def from_serialized(serialized: SerializedDescriptor) -> Descriptor:
+    def from_serialized(serialized: dynamo_nixl.SerializedDescriptor) -> Descriptor:
         """Describe a peer's range, as read from its metadata.
 
         Raises
@@ -206,7 +205,7 @@ class Descriptor:
                 not user._is_disposed and connection in (None, user._connection) for user in self._users
             )
 
-    def register_with_connector(self, connection: Connection) -> None:
+    def register_with_connector(self, connection: dynamo_nixl.Connection) -> None:
         """Register the memory once, for all operations that use it or the beginning of it.
 
         It stays registered until `deregister_with_connector`, or as long as this object lives. Whoever is shown the
@@ -238,7 +237,7 @@ class Descriptor:
         (region,) = connection._native.register([(kind, ordinal, ptr, whole, owner)])
         self._registration = (connection, region)
 
-    def deregister_with_connector(self, connection: Connection) -> None:
+    def deregister_with_connector(self, connection: dynamo_nixl.Connection) -> None:
         """End what `register_with_connector` began. Operations keep the memory registered for themselves.
 
         Does nothing where it was an operation of that connection that registered the memory.
@@ -259,7 +258,7 @@ class Descriptor:
         elif not self._is_used(connection):
             raise RuntimeError("the descriptor is not registered with this connection")
 
-    def register_memory(self, connector: Connector) -> None:
+    def register_memory(self, connector: dynamo_nixl.Connector) -> None:
         """Register with a connector's own connection: the name that upstream's documentation still uses.
 
         Raises
@@ -291,7 +290,7 @@ class Descriptor:
         return self._registration
 
     @property
-    def metadata(self) -> SerializedDescriptor:
+    def metadata(self) -> dynamo_nixl.SerializedDescriptor:
         """The range as plain data. Says nothing about access: that is what `PassiveOperation.metadata` is for."""
         from .metadata import SerializedDescriptor
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import BaseModel, ConfigDict, field_validator
 
+from .descriptor import Descriptor
 from .kinds import OperationKind
-
-if TYPE_CHECKING:
-    from .descriptor import Descriptor
 
 
 class SerializedDescriptor(BaseModel):
@@ -43,9 +39,6 @@ class SerializedDescriptor(BaseModel):
         ValueError
             If the device's ordinal is not an integer.
         """
-        # Not at the top: descriptor.py needs this module.
-        from .descriptor import Descriptor
-
         return Descriptor((self.ptr, self.size, self.device, None))
 
     @field_validator("device")

@@ -7,7 +7,10 @@ one, which includes coroutines of its `wait_for_completion`, cancels it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Self
+from types import TracebackType
+from typing import Self
+
+import dynamo_nixl
 
 from . import _core, _loop
 from ._pairing import (
@@ -20,14 +23,9 @@ from ._pairing import (
 )
 from ._settings import DEFAULT, Seconds, seconds
 from .connection import Connection
+from .descriptor import Descriptor
 from .kinds import OperationKind, OperationStatus
 from .remote import Remote
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from .descriptor import Descriptor
-    from .metadata import RdmaMetadata
 
 
 class AbstractOperation(ABC):
@@ -167,7 +165,7 @@ class ActiveOperation(AbstractOperation):
         connection: Connection,
         operation_kind: OperationKind,
         local_descriptors: Descriptor | list[Descriptor],
-        remote_metadata: RdmaMetadata,
+        remote_metadata: dynamo_nixl.RdmaMetadata,
         *,
         timeout: Seconds = DEFAULT,
     ) -> None:
@@ -263,7 +261,7 @@ class ReadOperation(ActiveOperation):
     def __init__(
         self,
         connection: Connection,
-        remote_metadata: RdmaMetadata,
+        remote_metadata: dynamo_nixl.RdmaMetadata,
         local_descriptors: Descriptor | list[Descriptor],
         *,
         timeout: Seconds = DEFAULT,
@@ -309,7 +307,7 @@ class WriteOperation(ActiveOperation):
         self,
         connection: Connection,
         local_descriptors: Descriptor | list[Descriptor],
-        remote_metadata: RdmaMetadata,
+        remote_metadata: dynamo_nixl.RdmaMetadata,
         *,
         timeout: Seconds = DEFAULT,
     ) -> None:
@@ -376,7 +374,7 @@ class PassiveOperation(AbstractOperation):
         """
         self._native.renew(seconds("lease", lease, None))
 
-    def metadata(self, hex_encode: bool = False) -> RdmaMetadata:
+    def metadata(self, hex_encode: bool = False) -> dynamo_nixl.RdmaMetadata:
         """Make what a peer needs in order to carry out this operation.
 
         Parameters

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from types import TracebackType
+from typing import Self
 
 from . import _core
 from .connection import Connection
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 
 class Remote:
