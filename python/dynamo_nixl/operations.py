@@ -141,6 +141,12 @@ class AbstractOperation(ABC):
             await _loop.wait(self._native, _core.FINISHED, timeout)
         self._native.raise_for_outcome()
 
+    async def _wait_for_completion_(
+        self, min_poll_ms: float = 5, max_poll_ms: float = 100, backoff_factor: float = 1.5
+    ) -> None:
+        """Wait as `wait_for_completion` does: upstream's name, with what its polling takes. Nothing here polls."""
+        await self._finish(None)
+
     async def _wait_until_started(self) -> None:
         """Wait until memory is registered and the peer is loaded; raise if that failed.
 
@@ -223,6 +229,15 @@ class ActiveOperation(AbstractOperation):
         """
         await self._finish(timeout)
 
+    @abstractmethod
+    def cancel(self) -> None:
+        """End the operation as `CANCELLED`, at once; does nothing if it has ended already.
+
+        Nothing further is sent. What is on its way cannot be called back: the memory stays registered and alive until
+        it has arrived, and until then the destination may still change.
+        """
+        super().cancel()
+
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}(operation_kind={self._operation_kind}, "
@@ -267,6 +282,10 @@ class ReadOperation(ActiveOperation):
         timeout: Seconds = DEFAULT,
     ) -> None:
         super().__init__(connection, OperationKind.READ, local_descriptors, remote_metadata, timeout=timeout)
+
+    def cancel(self) -> None:
+        """As `ActiveOperation.cancel`: the local memory may still change until what is under way has arrived."""
+        super().cancel()
 
     def results(self) -> list[Descriptor]:
         """Get the local descriptors, now filled.
@@ -313,6 +332,10 @@ class WriteOperation(ActiveOperation):
     ) -> None:
         super().__init__(connection, OperationKind.WRITE, local_descriptors, remote_metadata, timeout=timeout)
 
+    def cancel(self) -> None:
+        """As `ActiveOperation.cancel`: the local memory must not be changed until what is under way has arrived."""
+        super().cancel()
+
 
 class PassiveOperation(AbstractOperation):
     """An operation that exposes memory and lets a peer move the bytes."""
@@ -341,6 +364,7 @@ class PassiveOperation(AbstractOperation):
         # What was exposed, for the metadata: the descriptors may be resized for another operation meanwhile.
         self._exposed = [(str(each.device), each.ptr, each.size) for each in local]
 
+    @abstractmethod
     async def wait_for_completion(self, *, timeout: float | None = None) -> None:
         """Wait until a peer reports that it has moved all bytes.
 
@@ -444,6 +468,10 @@ class ReadableOperation(PassiveOperation):
     ) -> None:
         super().__init__(connection, OperationKind.READ, local_descriptors, lease=lease)
 
+    async def wait_for_completion(self, *, timeout: float | None = None) -> None:
+        """Wait until a peer reports that it has read all of it; as `PassiveOperation.wait_for_completion`."""
+        await self._finish(timeout)
+
 
 class WritableOperation(PassiveOperation):
     """Lets one peer write into local memory, once. Made by `Connector.create_writable`.
@@ -471,6 +499,10 @@ class WritableOperation(PassiveOperation):
         lease: Seconds = DEFAULT,
     ) -> None:
         super().__init__(connection, OperationKind.WRITE, local_descriptors, lease=lease)
+
+    async def wait_for_completion(self, *, timeout: float | None = None) -> None:
+        """Wait until a peer reports that it has written all of it; as `PassiveOperation.wait_for_completion`."""
+        await self._finish(timeout)
 
 
 def _alone(descriptors: list[Descriptor]) -> Descriptor | list[Descriptor]:

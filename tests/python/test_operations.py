@@ -83,6 +83,26 @@ def test_both_sides_in_turn(pair):
         assert first.call(roles.dispose, number)
 
 
+def test_the_wait_of_old(pair):
+    """What upstream's subclasses call, with what its polling takes."""
+    number, metadata = pair.owner.call(roles.expose_readable, [5000], seed=7)
+    assert pair.reader.call(read_and_wait_as_of_old, metadata)
+    assert pair.owner.call(wait_as_of_old, number) == "DONE"
+
+
+async def wait_as_of_old(here, number):
+    operation, _ = here.kept[number]
+    await operation._wait_for_completion_(min_poll_ms=1, max_poll_ms=2, backoff_factor=3.0)
+    return str(operation.status)
+
+
+async def read_and_wait_as_of_old(here, metadata):
+    target = bytearray(5000)
+    operation = await here.connector.begin_read(RdmaMetadata.model_validate(metadata), Descriptor(target))
+    await operation._wait_for_completion_(5, 100, 1.5)
+    return is_pattern(target, 7)
+
+
 async def expose_nothing(here):
     array = np.zeros(1, dtype=np.uint8)
     operation = await here.connector.create_readable(Descriptor((array.ctypes.data, 0, "cpu", array)))

@@ -49,6 +49,11 @@ def test_what_upstreams_descriptors_state_is_trusted(spawn, both):
     assert owner.call(roles.wait, number) == "DONE"
 
 
+def test_the_classes_of_operations_are_alike(both):
+    ours, theirs = both.call(beside.classes_of_operations)
+    assert ours == theirs
+
+
 def test_what_operations_show_reads_alike(spawn, both):
     owner = spawn()
     for sizes in ([64], [64, 32]):

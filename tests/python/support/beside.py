@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 
 from support.memory import blank, is_pattern, pattern
@@ -100,6 +101,36 @@ async def read_over_an_owner(here, metadata, seed):
         operation = await connector.begin_read(here.upstream.RdmaMetadata.model_validate(metadata), descriptor)
         await operation.wait_for_completion()
     return is_pattern(target, seed)
+
+
+def classes_of_operations(here):
+    """Of both packages: what is abstract, what is a base of what, and what the wait of old is called with."""
+    import dynamo_nixl
+
+    kinds = ["AbstractOperation"]
+    for sort, operations in (("Active", ("Read", "Write")), ("Passive", ("Readable", "Writable"))):
+        kinds += [f"{each}Operation" for each in (sort, *operations)]
+    described = []
+    for package in (dynamo_nixl, here.upstream):
+        found = [getattr(package, name) for name in kinds]
+        described.append(
+            [
+                (
+                    kind.__name__,
+                    inspect.isabstract(kind),
+                    [base.__name__ for base in kind.__mro__ if base in found],
+                    [
+                        (each.name, each.default)
+                        for each in inspect.signature(kind._wait_for_completion_).parameters.values()
+                    ]
+                    if kind is not found[0]
+                    else None,
+                    inspect.iscoroutinefunction(kind.wait_for_completion),
+                )
+                for kind in found
+            ]
+        )
+    return described
 
 
 async def shown(here, exposed):
