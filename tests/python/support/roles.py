@@ -44,17 +44,6 @@ async def wait(here: Here, number: int) -> str:
     return str(operation.status)
 
 
-async def ended(here: Here, number: int) -> tuple[str, str | None]:
-    """Wait for the end of a kept operation and return its status, and the name of what is raised."""
-    operation, _ = here.kept[number]
-    raised = None
-    try:
-        await operation.wait_for_completion()
-    except Exception as error:
-        raised = type(error).__name__
-    return str(operation.status), raised
-
-
 async def status(here: Here, number: int) -> str:
     """The status of a kept operation."""
     return str(here.kept[number][0].status)
