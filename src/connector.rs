@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use crate::descriptor::{TransferPlan, check_side};
 use crate::error::{Error, ErrorKind, Result};
-use crate::exposure::Exposure;
+use crate::exposure::{Exposure, Terms};
 use crate::handle::{OperationHandle, Side};
 use crate::operation::Operation;
 use crate::peer::RemoteMetadata;
@@ -102,6 +102,15 @@ pub struct Stats {
     pub trailer_fields_unknown: u64,
 }
 
+/// What a transfer is held to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BeginOptions {
+    /// How long it may take, counted from its start; `None` is no limit.
+    pub timeout: Option<Duration>,
+    /// Whether what was read is checked against the owner's checksum before the operation is complete.
+    pub verify: bool,
+}
+
 impl Connector {
     /// A connector on real NIXL, named `name` among its peers. Makes no agent until it is opened or used.
     #[must_use]
@@ -186,8 +195,7 @@ impl Connector {
                 .is_some_and(|lane| matches!(lane.opened(), Some(Ok(_))))
     }
 
-    /// Starts to move `remote[i]` into `local[i]`, or the other way round. Never waits for the wire. `timeout` is counted
-    /// from the start of the transfer; `None` is no limit.
+    /// Starts to move `remote[i]` into `local[i]`, or the other way round. Never waits for the wire.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] where the lists do not pair, [`ErrorKind::Metadata`] where the metadata is
@@ -200,7 +208,7 @@ impl Connector {
         key: OperationKey,
         remote: &[MemoryRange],
         local: Vec<LocalMemory>,
-        timeout: Option<Duration>,
+        options: BeginOptions,
     ) -> Result<OperationHandle> {
         let metadata = RemoteMetadata::decode(metadata)?;
         if key.as_bytes().is_empty() {
@@ -225,11 +233,11 @@ impl Connector {
         let lane = self.lane_for(&metadata)?;
         let operation = Operation::new(direction, key, Some(metadata.agent().clone()), plan.total_bytes());
         let limits = Limits {
-            timeout,
+            timeout: options.timeout,
             stall: self.inner.settings.stall_timeout,
         };
-        let metadata = Arc::new(metadata);
-        lane.start(Transfer::new(Arc::clone(&operation), metadata, plan, local, limits));
+        let transfer = Transfer::new(Arc::clone(&operation), Arc::new(metadata), plan, local, limits);
+        lane.start(if options.verify { transfer.verified()? } else { transfer });
         Ok(OperationHandle::new(
             operation,
             Side::Active(Arc::clone(&lane)),
@@ -285,16 +293,17 @@ impl Connector {
     }
 
     /// Lets one peer read (`Direction::Read`) or write (`Direction::Write`) `local`, once, for as long as `lease`; `None`
-    /// is no limit.
+    /// is no limit. With `verify` the peer gets a checksum of the bytes as they are now, which it may ask for.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidArgument`] for no or mixed ranges, what [`Connector::open`] reports, [`ErrorKind::Closed`].
+    /// [`ErrorKind::InvalidArgument`] for no or mixed ranges, and for a checksum of memory of a device, what [`Connector::open`] reports, [`ErrorKind::Closed`].
     /// A failure to register is the operation's outcome.
     pub fn expose(
         &self,
         direction: Direction,
         local: Vec<LocalMemory>,
         lease: Option<Duration>,
+        verify: bool,
     ) -> Result<OperationHandle> {
         let ranges: Vec<MemoryRange> = local.iter().map(|memory| memory.range).collect();
         if ranges.is_empty() {
@@ -311,7 +320,12 @@ impl Connector {
         let lane = self.inner.control()?;
         let operation = Operation::new(direction, OperationKey::random(), None, total);
         let generation = self.inner.generation.fetch_add(1, Ordering::Relaxed);
-        let exposure = Exposure::start(&operation, lane, local, generation, lease)?;
+        let terms = Terms {
+            generation,
+            lease,
+            verify,
+        };
+        let exposure = Exposure::start(&operation, lane, local, terms)?;
         Ok(OperationHandle::new(
             operation,
             Side::Passive(exposure),

@@ -29,6 +29,8 @@ pub enum ErrorKind {
     LeaseExpired,
     /// The exposure that the metadata speaks of has ended, though what it names may still exist (`StaleMetadataError`).
     Stale,
+    /// What has arrived is not what was exposed (`IntegrityError`).
+    Integrity,
     /// Too much memory is still pinned by transfers with the peer that have ended otherwise (`QuarantineFullError`).
     QuarantineFull,
     /// The object was inherited by a forked child (`ForkedError`).
@@ -43,7 +45,7 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// Every kind, so that tests can prove that each one maps to an exception.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::InvalidArgument,
         Self::Metadata,
         Self::Registration,
@@ -53,6 +55,7 @@ impl ErrorKind {
         Self::CancelledByPeer,
         Self::LeaseExpired,
         Self::Stale,
+        Self::Integrity,
         Self::QuarantineFull,
         Self::Forked,
         Self::Closed,

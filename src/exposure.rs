@@ -13,6 +13,7 @@ pub(crate) use self::ledger::Ledger;
 pub(crate) use self::messages::{Letter, Notice, reason_of};
 use self::record::Inner;
 pub(crate) use self::record::{Record, WordState};
+use crate::checksum::Checksum;
 use crate::error::Result;
 use crate::operation::{Operation, Outcome};
 use crate::process;
@@ -36,6 +37,16 @@ pub(crate) struct Exposure {
     lease: Option<Duration>,
 }
 
+/// How an exposure is made.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Terms {
+    pub(crate) generation: u64,
+    /// How long it waits for its peer.
+    pub(crate) lease: Option<Duration>,
+    /// Whether peers get a checksum of its bytes as they are now.
+    pub(crate) verify: bool,
+}
+
 impl Exposure {
     /// Registers the memory, here where that is quick and on the lane's thread otherwise, and expects the peer's
     /// notification. A failure to register is the operation's outcome.
@@ -43,10 +54,17 @@ impl Exposure {
         operation: &Arc<Operation>,
         lane: Arc<Lane>,
         memory: Vec<LocalMemory>,
-        generation: u64,
-        lease: Option<Duration>,
+        terms: Terms,
     ) -> Result<Self> {
+        let Terms {
+            generation,
+            lease,
+            verify,
+        } = terms;
         let opened = lane.wait_open()?;
+        let mut checksum = verify
+            .then(|| Checksum::new(memory.iter().map(|memory| memory.range).collect()))
+            .transpose()?;
         let lease_end = lease.and_then(|lease| Instant::now().checked_add(lease));
         let record = Record::new(operation, generation, lease_end);
         opened.ledger.open(&record);
@@ -55,7 +73,7 @@ impl Exposure {
         let (new_ranges, new_bytes) = ranges.filter(is_new).fold((0, 0_u64), |(count, bytes), range| {
             (count + 1, bytes.saturating_add(range.len.0))
         });
-        if new_ranges <= INLINE_REGISTRATIONS && new_bytes <= INLINE_REGISTRATION_BYTES {
+        if new_ranges <= INLINE_REGISTRATIONS && new_bytes <= INLINE_REGISTRATION_BYTES && checksum.is_none() {
             let registered = acquire(&opened.regions, &record, &memory);
             note_registered(&opened.ledger, &record, registered);
             lane.touch();
@@ -66,7 +84,18 @@ impl Exposure {
             let accepted = lane.run(Box::new(move || {
                 let slice: Vec<LocalMemory> = left.by_ref().take(REGISTRATIONS_PER_SLICE).collect();
                 let registered = acquire(&regions, &task_record, &slice);
-                let is_over = registered.is_err() || left.len() == 0 || task_record.operation().is_finished();
+                let failed = registered.is_err() || task_record.operation().is_finished();
+                if !failed && left.len() == 0 {
+                    if let Some(running) = &mut checksum {
+                        // SAFETY: the record's regions keep the memory's owners alive, or the caller vouched for it; they
+                        // are let go by an end of the exposure, which `sum_slice` excludes.
+                        match unsafe { task_record.sum_slice(running) } {
+                            Some(sum) => task_record.inner().checksum = Some(sum),
+                            None => return true,
+                        }
+                    }
+                }
+                let is_over = failed || left.len() == 0;
                 if is_over {
                     note_registered(&ledger, &task_record, registered);
                 }
@@ -103,7 +132,7 @@ impl Exposure {
             lease: self.lease,
             validity_word: inner.word.as_ref().map(|word| word.range().addr),
             process: process::here(),
-            checksum: None,
+            checksum: inner.checksum,
         };
         drop(inner);
         blob.encode(Some(&trailer), encoding)

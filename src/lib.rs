@@ -4,6 +4,7 @@
 //! The core knows no Python; feature `python` adds the extension module on top of [`connector`]. `ARCHITECTURE.md` has
 //! the map and the rules that hold between the modules.
 
+pub(crate) mod checksum;
 pub mod connector;
 pub mod descriptor;
 pub mod error;

@@ -7,7 +7,7 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dynamo_nixl::connector::Connector;
+use dynamo_nixl::connector::{BeginOptions, Connector};
 use dynamo_nixl::error::ErrorKind;
 use dynamo_nixl::handle::OperationHandle;
 use dynamo_nixl::operation::{CompletionSink, Phase, Status, next_ticket};
@@ -42,7 +42,14 @@ fn begin(
     let metadata = owner.metadata(Encoding::Base64).unwrap();
     let key = owner.operation().key().clone();
     reader
-        .begin(direction, &metadata, key, &[remote.range()], vec![local.memory()], None)
+        .begin(
+            direction,
+            &metadata,
+            key,
+            &[remote.range()],
+            vec![local.memory()],
+            BeginOptions::default(),
+        )
         .unwrap()
 }
 
@@ -60,7 +67,7 @@ fn bytes_move_both_ways_and_both_sides_learn_it() {
     for direction in [Direction::Read, Direction::Write] {
         for len in [1, 4096, (64 << 10) + 1, 9 << 20] {
             let (remote, local) = (Buffer::patterned(len, 1), Buffer::patterned(len, 2));
-            let exposed = owner.expose(direction, vec![remote.memory()], None).unwrap();
+            let exposed = owner.expose(direction, vec![remote.memory()], None, false).unwrap();
             let moving = begin(&reader, direction, &exposed, &remote, &local);
             assert_eq!(
                 (finished(&moving), finished(&exposed)),
@@ -97,7 +104,7 @@ fn an_own_owner_gets_the_control_agent_and_a_foreign_one_the_plain_agent() {
                 OperationKey::random(),
                 &[remote],
                 vec![local],
-                None,
+                BeginOptions::default(),
             )
             .unwrap()
     };
@@ -125,7 +132,9 @@ fn a_peer_that_an_agent_cannot_load_any_more_is_reached_through_a_spare() {
     let (network, reader, owner) = pair();
     let read = |seed| {
         let (remote, local) = (Buffer::patterned(4096, seed), Buffer::patterned(4096, 0));
-        let exposed = owner.expose(Direction::Read, vec![remote.memory()], None).unwrap();
+        let exposed = owner
+            .expose(Direction::Read, vec![remote.memory()], None, false)
+            .unwrap();
         let moving = begin(&reader, Direction::Read, &exposed, &remote, &local);
         let status = finished(&moving);
         assert_eq!(local.is_patterned(seed), status == Status::Complete);
@@ -150,7 +159,9 @@ fn a_spare_that_is_replaced_is_driven_counted_and_closed() {
     let (network, reader, owner) = pair();
     let other = Connector::with_factory("other", Settings::default(), network.factory());
     let (remote, local) = (Buffer::patterned(12 << 20, 1), Buffer::patterned(12 << 20, 0));
-    let exposed = owner.expose(Direction::Read, vec![remote.memory()], None).unwrap();
+    let exposed = owner
+        .expose(Direction::Read, vec![remote.memory()], None, false)
+        .unwrap();
     network.fail("reader", Call::Load, 1);
     assert_eq!(
         finished(&begin(&reader, Direction::Read, &exposed, &remote, &local)),
@@ -161,7 +172,9 @@ fn a_spare_that_is_replaced_is_driven_counted_and_closed() {
     eventually("a piece is posted", || network.in_flight() > 0);
 
     let (small, target) = (Buffer::patterned(4096, 1), Buffer::patterned(4096, 0));
-    let offered = other.expose(Direction::Read, vec![small.memory()], None).unwrap();
+    let offered = other
+        .expose(Direction::Read, vec![small.memory()], None, false)
+        .unwrap();
     for agent in ["reader", "reader-spare-0"] {
         network.fail(agent, Call::Load, 1);
         assert_eq!(
@@ -190,7 +203,9 @@ fn dropping_the_handle_cancels_and_keeps_the_memory_while_pieces_move() {
     network.set_completion(Completion::Held);
     let len = 12 << 20;
     let (remote, local) = (Buffer::patterned(len, 1), Buffer::patterned(len, 2));
-    let exposed = owner.expose(Direction::Read, vec![remote.memory()], None).unwrap();
+    let exposed = owner
+        .expose(Direction::Read, vec![remote.memory()], None, false)
+        .unwrap();
     let moving = begin(&reader, Direction::Read, &exposed, &remote, &local);
     eventually("a piece is posted", || network.in_flight() > 0);
     let operation = Arc::clone(moving.operation());
@@ -218,7 +233,9 @@ fn closing_in_time_is_quiet_and_past_the_deadline_pins() {
     let (network, reader, owner) = pair();
     network.set_completion(Completion::Held);
     let (remote, local) = (Buffer::patterned(4096, 1), Buffer::patterned(4096, 2));
-    let exposed = owner.expose(Direction::Read, vec![remote.memory()], None).unwrap();
+    let exposed = owner
+        .expose(Direction::Read, vec![remote.memory()], None, false)
+        .unwrap();
     let moving = begin(&reader, Direction::Read, &exposed, &remote, &local);
     eventually("a piece is posted", || network.in_flight() > 0);
     let weak = local.downgrade();
@@ -241,7 +258,9 @@ fn closing_in_time_is_quiet_and_past_the_deadline_pins() {
 fn a_closed_connector_takes_nothing_and_lets_go_of_everything() {
     let (network, reader, owner) = pair();
     let (remote, local) = (Buffer::patterned(4096, 1), Buffer::patterned(4096, 2));
-    let exposed = owner.expose(Direction::Read, vec![remote.memory()], None).unwrap();
+    let exposed = owner
+        .expose(Direction::Read, vec![remote.memory()], None, false)
+        .unwrap();
     let metadata = exposed.metadata(Encoding::Hex).unwrap();
     let region = reader.register(&local.memory()).unwrap();
     assert!(reader.is_open() && reader.close(LIMIT) && reader.close(LIMIT));
@@ -253,12 +272,12 @@ fn a_closed_connector_takes_nothing_and_lets_go_of_everything() {
         key,
         &[remote.range()],
         vec![local.memory()],
-        None,
+        BeginOptions::default(),
     );
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::Closed);
     assert_eq!(reader.open().unwrap_err().kind(), ErrorKind::Closed);
     assert_eq!(reader.register(&local.memory()).unwrap_err().kind(), ErrorKind::Closed);
-    let refused = reader.expose(Direction::Read, vec![local.memory()], None);
+    let refused = reader.expose(Direction::Read, vec![local.memory()], None, false);
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::Closed);
     drop((region, exposed, owner));
     eventually("the orphaned lane ends", || network.agents().is_empty());
@@ -269,7 +288,9 @@ fn a_closed_connector_takes_nothing_and_lets_go_of_everything() {
 fn operations_outlive_their_connector() {
     let (network, reader, owner) = pair();
     let (remote, local) = (Buffer::patterned(4096, 1), Buffer::patterned(4096, 2));
-    let exposed = owner.expose(Direction::Read, vec![remote.memory()], None).unwrap();
+    let exposed = owner
+        .expose(Direction::Read, vec![remote.memory()], None, false)
+        .unwrap();
     drop(owner);
     let moving = begin(&reader, Direction::Read, &exposed, &remote, &local);
     drop(reader);
@@ -286,7 +307,9 @@ fn operations_outlive_their_connector() {
 fn an_agent_that_cannot_be_made_fails_everything_with_the_reason_and_is_tried_again() {
     let (network, reader, owner) = pair();
     let (remote, local) = (Buffer::patterned(4096, 1), Buffer::patterned(4096, 2));
-    let exposed = owner.expose(Direction::Read, vec![remote.memory()], None).unwrap();
+    let exposed = owner
+        .expose(Direction::Read, vec![remote.memory()], None, false)
+        .unwrap();
     for call in [Call::Create, Call::ConnectionInfo] {
         network.fail("reader", call, 1);
         let moving = begin(&reader, Direction::Read, &exposed, &remote, &local);
@@ -314,7 +337,9 @@ fn a_refused_registration_is_the_outcome_of_an_exposure() {
     for len in [4096, 4 << 20] {
         let memory = Buffer::patterned(len, 1);
         network.fail("owner", Call::Register, 1);
-        let exposed = owner.expose(Direction::Read, vec![memory.memory()], None).unwrap();
+        let exposed = owner
+            .expose(Direction::Read, vec![memory.memory()], None, false)
+            .unwrap();
         assert_eq!(finished(&exposed), Status::Errored);
         assert_eq!(error_kind(&exposed), Some(ErrorKind::Registration));
         assert_eq!(owner.stats().exposures, 0);
@@ -327,7 +352,9 @@ fn a_refused_registration_is_the_outcome_of_an_exposure() {
 fn an_exposure_keeps_its_registration_until_it_is_ended() {
     let (network, reader, owner) = pair();
     let (remote, local) = (Buffer::patterned(4 << 20, 1), Buffer::patterned(4 << 20, 2));
-    let exposed = owner.expose(Direction::Read, vec![remote.memory()], None).unwrap();
+    let exposed = owner
+        .expose(Direction::Read, vec![remote.memory()], None, false)
+        .unwrap();
     assert!(exposed.operation().wait(Phase::Started, Some(LIMIT)));
     assert_eq!((owner.stats().exposures, owner.stats().regions), (1, 1));
     assert_eq!(
@@ -347,7 +374,9 @@ fn an_exposure_keeps_its_registration_until_it_is_ended() {
 fn a_key_used_twice_completes_its_exposure_once() {
     let (network, reader, owner) = pair();
     let (remote, local) = (Buffer::patterned(4096, 1), Buffer::patterned(4096, 2));
-    let exposed = owner.expose(Direction::Read, vec![remote.memory()], None).unwrap();
+    let exposed = owner
+        .expose(Direction::Read, vec![remote.memory()], None, false)
+        .unwrap();
     let [first, second] = [1, 2].map(|_| {
         let moving = begin(&reader, Direction::Read, &exposed, &remote, &local);
         let ended = (finished(&moving), error_kind(&moving));
@@ -373,7 +402,9 @@ fn a_key_used_twice_completes_its_exposure_once() {
 fn what_a_caller_got_wrong_is_refused_before_anything_moves() {
     let (network, reader, owner) = pair();
     let (remote, local) = (Buffer::patterned(4096, 1), Buffer::patterned(4096, 2));
-    let exposed = owner.expose(Direction::Read, vec![remote.memory()], None).unwrap();
+    let exposed = owner
+        .expose(Direction::Read, vec![remote.memory()], None, false)
+        .unwrap();
     let metadata = exposed.metadata(Encoding::Base64).unwrap();
     let inside = remote.range();
     let outside = MemoryRange {
@@ -383,7 +414,14 @@ fn what_a_caller_got_wrong_is_refused_before_anything_moves() {
     let begin = |connector: &Connector, metadata: &str, key: &[u8], remote: &[MemoryRange]| {
         let key = OperationKey::new(key.to_vec());
         connector
-            .begin(Direction::Read, metadata, key, remote, vec![local.memory()], None)
+            .begin(
+                Direction::Read,
+                metadata,
+                key,
+                remote,
+                vec![local.memory()],
+                BeginOptions::default(),
+            )
             .unwrap_err()
             .kind()
     };
@@ -401,7 +439,7 @@ fn what_a_caller_got_wrong_is_refused_before_anything_moves() {
         "its own"
     );
     assert_eq!(
-        owner.expose(Direction::Read, vec![], None).unwrap_err().kind(),
+        owner.expose(Direction::Read, vec![], None, false).unwrap_err().kind(),
         ErrorKind::InvalidArgument
     );
     assert_eq!(
@@ -424,7 +462,7 @@ fn exposing_while_closing_leaves_nobody_waiting() {
                     std::thread::yield_now();
                     let len = if handles.len() % 2 == 0 { 0 } else { 64 };
                     let memory = Buffer::patterned(len, 1);
-                    match owner.expose(Direction::Read, vec![memory.memory()], None) {
+                    match owner.expose(Direction::Read, vec![memory.memory()], None, false) {
                         Ok(handle) => handles.push(handle),
                         Err(error) => {
                             assert_eq!(error.kind(), ErrorKind::Closed);
@@ -456,7 +494,9 @@ fn many_threads_may_use_one_connector() {
                 for round in 0..50 {
                     let len = [1, 4096, 70_000, 5 << 20][(round + usize::from(thread)) % 4];
                     let (remote, local) = (Buffer::patterned(len, thread), Buffer::patterned(len, 99));
-                    let exposed = owner.expose(Direction::Read, vec![remote.memory()], None).unwrap();
+                    let exposed = owner
+                        .expose(Direction::Read, vec![remote.memory()], None, false)
+                        .unwrap();
                     let moving = begin(reader, Direction::Read, &exposed, &remote, &local);
                     if round % 5 == 4 {
                         moving.cancel();
@@ -495,7 +535,9 @@ fn a_panic_on_a_lane_ends_every_operation_of_it() {
     let (network, reader, owner) = pair();
     network.set_completion(Completion::Held);
     let remote = Buffer::patterned(1 << 20, 1);
-    let exposed = owner.expose(Direction::Read, vec![remote.memory()], None).unwrap();
+    let exposed = owner
+        .expose(Direction::Read, vec![remote.memory()], None, false)
+        .unwrap();
     let [first, second] = [2, 3].map(|seed| {
         let local = Buffer::patterned(1 << 20, seed);
         begin(&reader, Direction::Read, &exposed, &remote, &local)
@@ -510,7 +552,9 @@ fn a_panic_on_a_lane_ends_every_operation_of_it() {
     network.release_all();
     assert_eq!(finished(&second), Status::Errored);
     assert_eq!(first.operation().status(), Status::Complete);
-    let again = owner.expose(Direction::Read, vec![remote.memory()], None).unwrap();
+    let again = owner
+        .expose(Direction::Read, vec![remote.memory()], None, false)
+        .unwrap();
     network.set_completion(Completion::Held);
     let local = Buffer::patterned(1 << 20, 4);
     let late = begin(&reader, Direction::Read, &again, &remote, &local);

@@ -7,7 +7,7 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dynamo_nixl::connector::Connector;
+use dynamo_nixl::connector::{BeginOptions, Connector};
 use dynamo_nixl::error::ErrorKind;
 use dynamo_nixl::handle::OperationHandle;
 use dynamo_nixl::operation::{Outcome, Phase, Status};
@@ -46,7 +46,9 @@ impl Bench {
         let [reader, owner] =
             ["reader", "owner"].map(|name| Connector::with_factory(name, settings, network.factory()));
         let [remote, local] = [1, 2].map(|seed| Arc::new(Buffer::patterned(BYTES, seed)));
-        let exposed = owner.expose(direction, vec![remote.memory()], settings.lease).unwrap();
+        let exposed = owner
+            .expose(direction, vec![remote.memory()], settings.lease, false)
+            .unwrap();
         assert!(exposed.operation().wait(Phase::Started, Some(LIMIT)));
         let metadata = exposed.metadata(Encoding::Base64).unwrap();
         network.set_completion(Completion::Held);
@@ -58,7 +60,7 @@ impl Bench {
                 key,
                 &[remote.range()],
                 vec![local.memory()],
-                timeout,
+                BeginOptions { timeout, verify: false },
             )
             .unwrap();
         eventually("a request is in flight", || network.in_flight() == 1);
@@ -201,7 +203,14 @@ fn with_two_transfers_the_first_that_leaves_ends_nothing() {
     let key = bench.exposed.operation().key().clone();
     let remote = bench._buffers[0].range();
     let other = second
-        .begin(Direction::Read, &metadata, key, &[remote], vec![buffer.memory()], None)
+        .begin(
+            Direction::Read,
+            &metadata,
+            key,
+            &[remote],
+            vec![buffer.memory()],
+            BeginOptions::default(),
+        )
         .unwrap();
     eventually("the owner knows of both", || bench.owner.stats().messages_received == 2);
     assert!(other.cancel());

@@ -7,7 +7,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use dynamo_nixl::connector::Connector;
+use dynamo_nixl::connector::{BeginOptions, Connector};
 use dynamo_nixl::handle::OperationHandle;
 use dynamo_nixl::operation::{Phase, Status};
 use dynamo_nixl::region::LocalMemory;
@@ -45,7 +45,7 @@ fn begin(connector: &Connector, exposed: &Exposed, local: &Buffer, times: usize)
             exposed.key.clone(),
             &remote,
             memory,
-            None,
+            BeginOptions::default(),
         )
         .unwrap()
 }

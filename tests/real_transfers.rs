@@ -5,7 +5,7 @@
 #[macro_use]
 mod support;
 
-use dynamo_nixl::connector::Connector;
+use dynamo_nixl::connector::{BeginOptions, Connector};
 use dynamo_nixl::handle::OperationHandle;
 use dynamo_nixl::operation::{Phase, Status};
 use dynamo_nixl::region::LocalMemory;
@@ -42,7 +42,7 @@ fn begin(connector: &Connector, direction: Direction, exposed: &Exposed, local: 
             exposed.key.clone(),
             &exposed.ranges,
             memory,
-            None,
+            BeginOptions::default(),
         )
         .unwrap()
 }
@@ -148,14 +148,23 @@ fn regions_inside_of_regions() {
     let whole = Buffer::patterned(size, 9);
     let part = part_of(&whole);
     let ranges = [whole.range(), part.range];
-    let handle = near.expose(Direction::Read, vec![whole.memory(), part], None).unwrap();
+    let handle = near
+        .expose(Direction::Read, vec![whole.memory(), part], None, false)
+        .unwrap();
     assert!(handle.operation().wait(Phase::Started, Some(LIMIT)));
     let metadata = handle.metadata(dynamo_nixl::wire::Encoding::Base64).unwrap();
     let key = handle.operation().key().clone();
     let here = [Buffer::zeroed(size), Buffer::zeroed(4096)];
     let memory = here.iter().map(Buffer::memory).collect();
     let moving = connector
-        .begin(Direction::Read, &metadata, key, &ranges, memory, None)
+        .begin(
+            Direction::Read,
+            &metadata,
+            key,
+            &ranges,
+            memory,
+            BeginOptions::default(),
+        )
         .unwrap();
     assert_complete(&moving);
     assert_complete(&handle);

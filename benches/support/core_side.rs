@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use dynamo_nixl::connector::Connector;
+use dynamo_nixl::connector::{BeginOptions, Connector};
 use dynamo_nixl::handle::OperationHandle;
 use dynamo_nixl::operation::{Phase, Status};
 use dynamo_nixl::region::Region;
@@ -85,7 +85,14 @@ impl process::Reader for Reader {
         };
         let key = OperationKey::new(exposed.key.clone());
         let handle = connector
-            .begin(direction, &exposed.metadata, key, &[remote], vec![local(range)], None)
+            .begin(
+                direction,
+                &exposed.metadata,
+                key,
+                &[remote],
+                vec![local(range)],
+                BeginOptions::default(),
+            )
             .unwrap();
         handle.operation().wait(Phase::Finished, None);
         assert_eq!(handle.operation().status(), Status::Complete);
@@ -120,7 +127,7 @@ impl CoreOwner {
         let range = self.arena.place(batch.bytes, batch.placement);
         let handle = self
             .connector
-            .expose(batch.direction, vec![local(range)], None)
+            .expose(batch.direction, vec![local(range)], None, false)
             .unwrap();
         handle.operation().wait(Phase::Started, None);
         let exposed = Exposed {

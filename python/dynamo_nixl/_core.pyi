@@ -64,6 +64,7 @@ class Connector:
         remote: Sequence[RemoteRange],
         local: Sequence[LocalRange],
         timeout: float | None,
+        verify: bool,
     ) -> Operation:
         """Start a transfer of `remote[i]` into/from `local[i]`. Never blocks on the wire.
 
@@ -77,7 +78,7 @@ class Connector:
         """
     def agent_metadata(self) -> bytes:
         """NIXL's own blob about the control agent and all that is registered with it. Opens the connector."""
-    def expose(self, direction: int, local: Sequence[LocalRange], lease: float | None) -> Operation:
+    def expose(self, direction: int, local: Sequence[LocalRange], lease: float | None, verify: bool) -> Operation:
         """Let a peer read (READ) or write (WRITE) `local`, once, for `lease` seconds."""
     def register(self, local: Sequence[LocalRange]) -> list[Region]:
         """Register ranges with the control agent, so that operations on them or on parts of them need not.

@@ -199,6 +199,7 @@ class Connector:
         local_descriptors: Descriptor | list[Descriptor],
         *,
         timeout: Seconds = DEFAULT,
+        verify: bool = False,
     ) -> ReadOperation:
         """Begin to copy a peer's memory into local memory.
 
@@ -212,6 +213,9 @@ class Connector:
             Where the bytes go: as many descriptors as the peer exposed, each of the same size.
         timeout
             Seconds that the transfer may take, counted from its start; None: no limit. By default the connector's.
+        verify
+            Whether to compare what has arrived with the peer's checksum before the operation is complete. Needs a peer
+            that has exposed its memory with `verify=True`, and host memory.
 
         Returns
         -------
@@ -241,7 +245,8 @@ class Connector:
         connection = await self._create_connection()
         is_long = _is_long(local_descriptors, remote_metadata)
         return await _made(
-            lambda: ReadOperation(connection, remote_metadata, local_descriptors, timeout=timeout), is_long=is_long
+            lambda: ReadOperation(connection, remote_metadata, local_descriptors, timeout=timeout, verify=verify),
+            is_long=is_long,
         )
 
     async def begin_write(
@@ -296,7 +301,11 @@ class Connector:
         )
 
     async def create_readable(
-        self, local_descriptors: Descriptor | list[Descriptor], *, lease: Seconds = DEFAULT
+        self,
+        local_descriptors: Descriptor | list[Descriptor],
+        *,
+        lease: Seconds = DEFAULT,
+        verify: bool = False,
     ) -> ReadableOperation:
         """Let one peer read local memory, once.
 
@@ -307,6 +316,9 @@ class Connector:
         lease
             Seconds after which the operation ends with `LeaseExpiredError` if no peer has completed it; None: no limit.
             By default the connector's.
+        verify
+            Whether to send a checksum (CRC-32C) of the bytes as they are now, which the peer may check. It is computed
+            off the loop's thread, from host memory.
 
         Returns
         -------
@@ -329,7 +341,9 @@ class Connector:
         local_descriptors = local_descriptors_of(local_descriptors)
         connection = await self._create_connection()
         is_long = _is_long(local_descriptors)
-        return await _made(lambda: ReadableOperation(connection, local_descriptors, lease=lease), is_long=is_long)
+        return await _made(
+            lambda: ReadableOperation(connection, local_descriptors, lease=lease, verify=verify), is_long=is_long
+        )
 
     async def create_writable(
         self, local_descriptors: Descriptor | list[Descriptor], *, lease: Seconds = DEFAULT

@@ -69,6 +69,10 @@ class StaleMetadataError(MetadataError):
     """The operation that the metadata comes from has ended. What was read, if anything, may be another one's data."""
 
 
+class IntegrityError(TransferError):
+    """What has arrived is not what was exposed: its checksum differs. The destination's contents are worth nothing."""
+
+
 class QuarantineFullError(TransferError):
     """Transfers with the peer that have ended otherwise keep more memory pinned than `quarantine_limit` allows."""
 

@@ -174,6 +174,7 @@ class ActiveOperation(AbstractOperation):
         remote_metadata: dynamo_nixl.RdmaMetadata,
         *,
         timeout: Seconds = DEFAULT,
+        verify: bool = False,
     ) -> None:
         _check_connection(connection)
         remote_metadata = check_remote_metadata(remote_metadata)
@@ -197,6 +198,7 @@ class ActiveOperation(AbstractOperation):
             theirs,
             mine,
             limit,
+            bool(verify),
         )
         super().__init__(connection, operation_kind, local, native)
         self._remote_descriptors = remote
@@ -280,8 +282,11 @@ class ReadOperation(ActiveOperation):
         local_descriptors: Descriptor | list[Descriptor],
         *,
         timeout: Seconds = DEFAULT,
+        verify: bool = False,
     ) -> None:
-        super().__init__(connection, OperationKind.READ, local_descriptors, remote_metadata, timeout=timeout)
+        super().__init__(
+            connection, OperationKind.READ, local_descriptors, remote_metadata, timeout=timeout, verify=verify
+        )
 
     def cancel(self) -> None:
         """As `ActiveOperation.cancel`: the local memory may still change until what is under way has arrived."""
@@ -347,6 +352,7 @@ class PassiveOperation(AbstractOperation):
         local_descriptors: Descriptor | list[Descriptor],
         *,
         lease: Seconds = DEFAULT,
+        verify: bool = False,
     ) -> None:
         _check_connection(connection)
         local_descriptors = local_descriptors_of(local_descriptors)
@@ -359,6 +365,7 @@ class PassiveOperation(AbstractOperation):
             _core.READ if operation_kind is OperationKind.READ else _core.WRITE,
             ranges,
             limit,
+            bool(verify),
         )
         super().__init__(connection, operation_kind, local, native)
         # What was exposed, for the metadata: the descriptors may be resized for another operation meanwhile.
@@ -465,8 +472,9 @@ class ReadableOperation(PassiveOperation):
         local_descriptors: Descriptor | list[Descriptor],
         *,
         lease: Seconds = DEFAULT,
+        verify: bool = False,
     ) -> None:
-        super().__init__(connection, OperationKind.READ, local_descriptors, lease=lease)
+        super().__init__(connection, OperationKind.READ, local_descriptors, lease=lease, verify=verify)
 
     async def wait_for_completion(self, *, timeout: float | None = None) -> None:
         """Wait until a peer reports that it has read all of it; as `PassiveOperation.wait_for_completion`."""

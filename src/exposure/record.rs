@@ -6,6 +6,7 @@ use std::time::Instant;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::users::Users;
+use crate::checksum::{Checksum, SLICE};
 use crate::error::ErrorKind;
 use crate::operation::{Operation, Outcome, Pin};
 use crate::region::Region;
@@ -81,6 +82,8 @@ pub(super) struct Inner {
     pub(super) lease_end: Option<Instant>,
     /// Until when its memory is held, once it has ended.
     pub(super) grace_end: Option<Instant>,
+    /// The sum of its bytes, where it was asked for.
+    pub(super) checksum: Option<u32>,
     /// Who is known to be at work on it.
     pub(super) users: Users,
     pub(super) has_ended: bool,
@@ -98,6 +101,7 @@ impl Record {
                 exported: None,
                 lease_end,
                 grace_end: None,
+                checksum: None,
                 users: Users::default(),
                 has_ended: false,
             }),
@@ -149,6 +153,20 @@ impl Record {
     pub(super) fn settle(&self) {
         let pin = self.inner.lock().pin.take();
         drop(pin);
+    }
+
+    /// Goes on with the sum over the memory. The sum, once it is there, and also where the exposure has ended.
+    ///
+    /// # Safety
+    /// The ranges of `running` are mapped for as long as the regions are held.
+    pub(super) unsafe fn sum_slice(&self, running: &mut Checksum) -> Option<u32> {
+        // Under the lock, so that an end of the exposure does not let the memory go meanwhile.
+        let inner = self.inner.lock();
+        if inner.has_ended {
+            return Some(0);
+        }
+        // SAFETY: as the caller vouches, since the regions are held.
+        unsafe { running.advance(SLICE) }
     }
 
     /// Nobody is at work on it any more.

@@ -11,7 +11,7 @@ use super::errors::to_exception;
 use super::operation::{Operation, direction};
 use super::owner::{LocalTuple, RemoteTuple, local_memory, remote_range};
 use super::region::Region;
-use crate::connector::Connector as CoreConnector;
+use crate::connector::{BeginOptions, Connector as CoreConnector};
 use crate::error::Error;
 use crate::peer::RemoteMetadata;
 use crate::region::LocalMemory;
@@ -77,7 +77,7 @@ impl Connector {
         py.detach(|| self.core.open()).map_err(|error| to_exception(py, &error))
     }
 
-    #[pyo3(signature = (direction, nixl_metadata, notification_key, remote, local, timeout))]
+    #[pyo3(signature = (direction, nixl_metadata, notification_key, remote, local, timeout, verify))]
     #[expect(clippy::too_many_arguments, reason = "one call into the core, whatever it needs")]
     fn begin(
         &self,
@@ -88,7 +88,12 @@ impl Connector {
         remote: Vec<RemoteTuple>,
         local: Vec<LocalTuple>,
         timeout: Option<f64>,
+        verify: bool,
     ) -> PyResult<Operation> {
+        let options = BeginOptions {
+            timeout: timeout.map(duration),
+            verify,
+        };
         let direction = self::direction(direction)?;
         let local = local_memories(py, local)?;
         py.detach(|| {
@@ -97,8 +102,7 @@ impl Connector {
                 .map(remote_range)
                 .collect::<Result<Vec<_>, Error>>()?;
             let key = OperationKey::new(notification_key.as_bytes().to_vec());
-            self.core
-                .begin(direction, nixl_metadata, key, &remote, local, timeout.map(duration))
+            self.core.begin(direction, nixl_metadata, key, &remote, local, options)
         })
         .map(Operation::new)
         .map_err(|error| to_exception(py, &error))
@@ -122,11 +126,18 @@ impl Connector {
             .map_err(|error| to_exception(py, &error))
     }
 
-    #[pyo3(signature = (direction, local, lease))]
-    fn expose(&self, py: Python<'_>, direction: u8, local: Vec<LocalTuple>, lease: Option<f64>) -> PyResult<Operation> {
+    #[pyo3(signature = (direction, local, lease, verify))]
+    fn expose(
+        &self,
+        py: Python<'_>,
+        direction: u8,
+        local: Vec<LocalTuple>,
+        lease: Option<f64>,
+        verify: bool,
+    ) -> PyResult<Operation> {
         let direction = self::direction(direction)?;
         let local = local_memories(py, local)?;
-        py.detach(|| self.core.expose(direction, local, lease.map(duration)))
+        py.detach(|| self.core.expose(direction, local, lease.map(duration), verify))
             .map(Operation::new)
             .map_err(|error| to_exception(py, &error))
     }

@@ -21,6 +21,7 @@ pub(super) fn to_exception(py: Python<'_>, error: &Error) -> PyErr {
         ErrorKind::CancelledByPeer => "CancelledByPeerError",
         ErrorKind::LeaseExpired => "LeaseExpiredError",
         ErrorKind::Stale => "StaleMetadataError",
+        ErrorKind::Integrity => "IntegrityError",
         ErrorKind::QuarantineFull => "QuarantineFullError",
         ErrorKind::Forked => "ForkedError",
         ErrorKind::Closed => "ConnectorClosedError",

@@ -186,7 +186,10 @@ impl LaneState {
         self.is_closing = true;
         self.ledger.close(&closed());
         for transfer in &mut self.transfers {
-            transfer.abandon(Outcome::Failed(closed()));
+            // What is still to be said to a peer goes out before the agent does.
+            if !transfer.is_letter() {
+                transfer.abandon(Outcome::Failed(closed()));
+            }
         }
     }
 

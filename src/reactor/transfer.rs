@@ -18,6 +18,7 @@ pub(crate) use self::clock::Limits;
 use self::courtesy::Courtesy;
 use self::validity::Validity;
 use super::state::Resources;
+use crate::checksum::{Checksum, SLICE};
 use crate::descriptor::{Piece, PieceCursor, PieceLimits, TransferPlan};
 use crate::error::{Error, ErrorKind, Result};
 use crate::operation::{Operation, Outcome, Pin};
@@ -57,12 +58,15 @@ pub(crate) struct Transfer {
     // In the order in which they are let go: requests, then registrations, then memory; then the operation is quiet.
     in_flight: Vec<Flight>,
     validity: Option<Validity>,
+    /// What was read is summed up before it is believed.
+    checksum: Option<Checksum>,
     regions: Vec<Region>,
     memory: Vec<LocalMemory>,
     /// A piece of several descriptors failed, so its memory can never be shown quiet.
     is_unquiet: bool,
     /// What its owner, where that is of our own kind, knows of it.
     courtesy: Courtesy,
+    is_letter: bool,
     pin: Pin,
 }
 
@@ -149,11 +153,36 @@ impl Transfer {
             clock: Clock::new(limits, Instant::now()),
             in_flight: Vec::new(),
             validity,
+            checksum: None,
             regions: Vec::new(),
             memory,
             is_unquiet: false,
             courtesy: Courtesy::default(),
+            is_letter: false,
         }
+    }
+
+    /// Has what was read checked against the owner's checksum.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] where that cannot be done.
+    pub(crate) fn verified(mut self) -> Result<Self> {
+        let refuse = |message: &str| Error::new(ErrorKind::InvalidArgument, "verify", message);
+        if self.operation.direction() == Direction::Write {
+            return Err(refuse("only what is read can be verified"));
+        }
+        if self.remote.trailer().is_none_or(|trailer| trailer.checksum.is_none()) {
+            let message = "the peer has sent no checksum";
+            return Err(
+                refuse(message).with_hint("it has to expose its memory with `verify=True`, as peers of our kind can")
+            );
+        }
+        if self.validity.is_none() {
+            // The notification would go out with the last bytes, before anybody has looked at them.
+            return Err(refuse("the peer's metadata has a checksum and no validity word"));
+        }
+        self.checksum = Some(Checksum::new(self.memory.iter().map(|memory| memory.range).collect())?);
+        Ok(self)
     }
 
     /// One that only loads its peer: it moves nothing and tells nobody.
@@ -175,8 +204,14 @@ impl Transfer {
         };
         Self {
             validity: None,
+            is_letter: true,
             ..Self::new(operation, to, TransferPlan::default(), Vec::new(), limits)
         }
+    }
+
+    /// Whether it only carries a message.
+    pub(crate) fn is_letter(&self) -> bool {
+        self.is_letter
     }
 
     /// Whether starting it costs no load, no long registration and no wait, and moving it takes one small piece.
@@ -257,12 +292,13 @@ impl Transfer {
             }
         }
         if matches!(self.stage, Stage::Queued | Stage::Over) {
+            self.decline(resources);
             return Step::Over;
         }
         self.greet(resources);
         let mut progressed = self.poll(resources, now);
         if !matches!(self.stage, Stage::Draining) {
-            if !self.operation.is_finished() && !progressed {
+            if !self.operation.is_finished() {
                 // After the look: what has ended in time counts.
                 if let Some(error) = self.clock.passed(now) {
                     self.operation.finish(Outcome::Failed(self.detailed(error)));
@@ -280,6 +316,8 @@ impl Transfer {
             }
         }
         if self.in_flight.is_empty() && self.operation.is_finished() {
+            // It may have been ended while its last piece was posted.
+            self.take_leave(resources);
             self.close_conversation(resources);
             resources.peers.end_use(self.remote.agent());
             self.stage = Stage::Over;
@@ -392,6 +430,9 @@ impl Transfer {
         if !self.in_flight.is_empty() {
             return Ok(false);
         }
+        if self.checksum.is_some() {
+            return self.verify();
+        }
         if self.validity.is_some() {
             self.stage = Stage::Sealing;
             return self.ask(resources, Purpose::Seal);
@@ -406,6 +447,28 @@ impl Transfer {
             resources.last_unheard = Some(Instant::now());
         }
         self.complete();
+        Ok(true)
+    }
+
+    /// Sums up some of what was read, and compares the sum once it is complete.
+    fn verify(&mut self) -> Result<bool> {
+        let Some(checksum) = &mut self.checksum else {
+            return Ok(false);
+        };
+        // SAFETY: the regions keep the memory's owners alive, or the caller of `begin` vouched for it; nothing is in flight.
+        let Some(sum) = (unsafe { checksum.advance(SLICE) }) else {
+            return Ok(true);
+        };
+        self.checksum = None;
+        let expected = self.remote.trailer().and_then(|trailer| trailer.checksum);
+        if expected != Some(sum) {
+            let message = "what has arrived is not what was exposed: its checksum differs";
+            let error = Error::new(ErrorKind::Integrity, "verify", message)
+                .with_context("expected", format_args!("{:#010x}", expected.unwrap_or_default()))
+                .with_context("found", format_args!("{sum:#010x}"))
+                .with_hint("exposed memory must not be changed while it is exposed");
+            self.operation.finish(Outcome::Failed(self.detailed(error)));
+        }
         Ok(true)
     }
 

@@ -85,7 +85,7 @@ def test_dropping_an_active_operation_cancels_it(two):
     assert reader.call(drop, begun) == (1, 1)
     owner.resume()
     reader.call(memory_goes)
-    assert owner.call(roles.status, number) == "INIT"
+    assert owner.call(roles.fail_to_wait, number) == ("CancelledByPeerError", "STOP")
     owner.call(roles.dispose, number)
     small, metadata = owner.call(roles.expose_readable, [4096])
     assert reader.call(roles.read, metadata) == ("DONE", True)

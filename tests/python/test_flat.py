@@ -46,7 +46,8 @@ def measure(worker: Worker) -> tuple[Held, int]:
 
 def check_flat(before: list[tuple[Held, int]], after: list[tuple[Held, int]]) -> None:
     for (held_before, resident_before), (held_after, resident_after) in zip(before, after, strict=True):
-        assert held_after == held_before
+        # There may be fewer: the thread that watches over peers' processes ends when it has had none for a while.
+        assert all(now <= then for now, then in zip(held_after, held_before, strict=True)), (held_before, held_after)
         assert resident_after - resident_before < GROWTH
 
 

@@ -75,9 +75,9 @@ def test_an_owner_killed_during_a_read(spawn):
     _, begun = flight.catch_read(owner, reader)
     waiting = reader.start(roles.fail_to_wait, begun)
     owner.kill()
-    assert waiting.result() == ("TransferError", "ERR")
+    assert waiting.result() == ("PeerLostError", "ERR")
     # Later waits tell the same.
-    assert reader.call(roles.fail_to_wait, begun) == ("TransferError", "ERR")
+    assert reader.call(roles.fail_to_wait, begun) == ("PeerLostError", "ERR")
     reader.call(roles.settled)
     serve_once(spawn(TCP), reader)
 
@@ -87,7 +87,7 @@ def test_an_owner_killed_before_the_read(spawn, transport):
     serve_once(owner, reader)
     _, metadata = owner.call(roles.expose_readable, [70_000])
     owner.kill()
-    assert reader.call(fail_to_read, metadata) == "TransferError"
+    assert reader.call(fail_to_read, metadata) == "PeerLostError"
     serve_once(spawn(transport), reader)
 
 
@@ -96,7 +96,7 @@ def test_an_owner_killed_before_the_reader_knows_it(spawn, transport):
     owner.call(roles.use_connector, "the-worker")
     _, metadata = owner.call(roles.expose_readable, [70_000])
     owner.kill()
-    assert reader.call(fail_to_read, metadata) == "TransferError"
+    assert reader.call(fail_to_read, metadata) == "PeerLostError"
     again = spawn(transport)
     again.call(roles.use_connector, "the-worker")
     serve_once(again, reader)
@@ -111,7 +111,7 @@ def test_a_killed_owner_comes_back_under_its_name(spawn, transport, notices):
     _, metadata = owner.call(roles.expose_readable, [70_000])
     owner.kill()
     if notices:
-        assert reader.call(fail_to_read, metadata) == "TransferError"
+        assert reader.call(fail_to_read, metadata) == "PeerLostError"
     again = spawn(transport)
     again.call(roles.use_connector, "the-worker")
     serve_once(again, reader)

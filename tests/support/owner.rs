@@ -136,7 +136,7 @@ pub(crate) fn serve(role: &str) {
                     Direction::Write
                 };
                 let memory = buffers.iter().map(Buffer::memory).collect();
-                let handle = connector.expose(direction, memory, None).unwrap();
+                let handle = connector.expose(direction, memory, None, false).unwrap();
                 assert!(handle.operation().wait(Phase::Started, Some(LIMIT)));
                 let metadata = handle.metadata(Encoding::Base64).unwrap();
                 let metadata = if kind == "Foreign" {

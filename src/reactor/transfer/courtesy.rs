@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Stage, Transfer};
+use super::Transfer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::exposure::{Notice, reason_of};
 use crate::operation::Outcome;
@@ -18,6 +18,7 @@ pub(super) struct Courtesy {
     /// The transfer takes long enough for its owner to be told of it.
     is_worth_it: bool,
     has_greeted: bool,
+    has_left: bool,
     /// A message that the agent could not send, since it has lost sight of its peer.
     unsent: Vec<ControlMessage>,
     /// Notices the death of the owner's process, where that is possible.
@@ -34,30 +35,15 @@ impl Transfer {
         self.remote.trailer()?.process
     }
 
-    /// Says hello, once, before the first byte.
+    /// Says hello, once, before the first byte where the transfer will take longer than a moment.
     pub(super) fn greet(&mut self, resources: &Resources) {
-        let (Some(process), Some(me)) = (self.owner_process(), &resources.introduction) else {
-            return;
-        };
-        let is_due = self.courtesy.is_worth_it && !self.courtesy.has_greeted;
-        if !is_due
-            || self.operation.is_finished()
-            || matches!(self.stage, Stage::Queued | Stage::Draining | Stage::Over)
-        {
+        if self.courtesy.has_greeted || !self.courtesy.is_worth_it || self.operation.is_finished() {
             return;
         }
-        self.courtesy.has_greeted = true;
-        let hello = ControlMessage::Hello {
-            operation: self.operation.key().clone(),
-            connection: me.connection.clone(),
-            process: me.process,
-        };
-        let sent = hello
-            .encode()
-            .and_then(|hello| resources.transport.notify(self.remote.agent(), &hello));
-        if let Err(error) = sent {
-            tracing::debug!(%error, "an owner could not be greeted");
+        if !self.introduce(resources) {
+            return;
         }
+        let Some(process) = self.owner_process() else { return };
         let (operation, peer) = (Arc::downgrade(&self.operation), self.remote.agent().clone());
         self.courtesy.watch = process::watch(process, move || {
             if let Some(operation) = operation.upgrade() {
@@ -66,28 +52,69 @@ impl Transfer {
         });
     }
 
-    /// Says that the transfer has ended otherwise than complete, while the wire may still be at work.
-    pub(super) fn take_leave(&mut self, resources: &Resources) {
-        let Some(outcome) = self.operation.outcome().filter(|_| self.courtesy.has_greeted) else {
-            return;
+    /// Tells the owner who moves its bytes. False where it would not understand.
+    fn introduce(&mut self, resources: &Resources) -> bool {
+        let Some(me) = resources
+            .introduction
+            .as_ref()
+            .filter(|_| self.owner_process().is_some())
+        else {
+            return false;
         };
+        self.courtesy.has_greeted = true;
+        let hello = ControlMessage::Hello {
+            operation: self.operation.key().clone(),
+            connection: me.connection.clone(),
+            process: me.process,
+        };
+        self.tell(resources, hello);
+        true
+    }
+
+    /// Says, once, that the transfer has ended otherwise than complete, while the wire may still be at work.
+    pub(super) fn take_leave(&mut self, resources: &Resources) {
         self.courtesy.watch = None;
+        let outcome = match self.operation.outcome() {
+            None | Some(Outcome::Complete) => return,
+            Some(outcome) => outcome,
+        };
         let kind = outcome.error().map(Error::kind);
-        let heard_so = matches!(
-            kind,
-            Some(ErrorKind::CancelledByPeer | ErrorKind::LeaseExpired | ErrorKind::Stale | ErrorKind::PeerLost)
-        );
-        if !matches!(outcome, Outcome::Complete) && !heard_so {
+        // What the owner said itself, or its word, or what it does not live to hear.
+        if let Some(ErrorKind::CancelledByPeer | ErrorKind::LeaseExpired | ErrorKind::Stale | ErrorKind::PeerLost) =
+            kind
+        {
+            return;
+        }
+        if std::mem::replace(&mut self.courtesy.has_left, true) {
+            return;
+        }
+        if self.courtesy.has_greeted || self.introduce(resources) {
             let (reason, text) = reason_of(&outcome);
             let operation = self.operation.key().clone();
-            self.tell(
-                resources,
-                ControlMessage::Left {
-                    operation,
-                    reason,
-                    text,
-                },
-            );
+            let left = ControlMessage::Left {
+                operation,
+                reason,
+                text,
+            };
+            self.tell(resources, left);
+        }
+    }
+
+    /// Says that the transfer was given up before it began.
+    pub(super) fn decline(&mut self, resources: &Resources) {
+        let outcome = self.operation.outcome();
+        let is_given_up = match &outcome {
+            Some(Outcome::Cancelled) => true,
+            // Whoever could not be reached before cannot be told either.
+            Some(outcome) => matches!(
+                outcome.error().map(Error::kind),
+                Some(ErrorKind::Timeout | ErrorKind::Closed | ErrorKind::QuarantineFull)
+            ),
+            None => false,
+        };
+        if is_given_up && !self.is_letter {
+            self.take_leave(resources);
+            self.close_conversation(resources);
         }
     }
 
@@ -145,7 +172,13 @@ impl Transfer {
             return error;
         }
         match self.owner_process().map(|process| process::liveness(&process)) {
-            Some(Liveness::Dead) => lost().with_source(error),
+            Some(Liveness::Dead) => {
+                let status = error.context().iter().find(|(key, _)| *key == "status").cloned();
+                let lost = lost().with_source(error);
+                status
+                    .into_iter()
+                    .fold(lost, |lost, (key, value)| lost.with_context(key, value))
+            }
             _ => error,
         }
     }
