@@ -213,6 +213,7 @@ fn end() -> impl Strategy<Value = (OperationKey, EndReason, String)> {
         Just(EndReason::TimedOut),
         Just(EndReason::Closed),
         Just(EndReason::LeaseExpired),
+        Just(EndReason::Completed),
     ];
     // At most 4 bytes a character, so that nothing is cut.
     (operation(), reason, "\\PC{0,256}")

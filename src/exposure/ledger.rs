@@ -16,7 +16,7 @@ use super::record::{Record, Released};
 use crate::error::{Error, ErrorKind, Result};
 use crate::operation::Outcome;
 use crate::settings::Settings;
-use crate::types::OperationKey;
+use crate::types::{AgentName, OperationKey};
 
 /// So many registrations are given back at one look at the wire: a list of thousands must not make the lane deaf.
 const RELEASED_PER_TICK: usize = 64;
@@ -120,8 +120,7 @@ impl Ledger {
         let is_complete = matches!(outcome, Outcome::Complete);
         self.state.lock().close(record);
         record.operation().finish(outcome);
-        if is_complete {
-            record.forget_users();
+        if is_complete && record.inner().users.is_empty() {
             // The peer is done. Registered it stays until its holder gives it up: others may be reading, as upstream lets
             // them.
             record.settle();
@@ -187,12 +186,15 @@ impl Ledger {
     }
 
     /// Completes the exposure whose key this is. False where it is none's.
-    pub(super) fn complete(&self, message: &[u8]) -> bool {
+    pub(super) fn complete(&self, sender: &AgentName, message: &[u8]) -> bool {
         let key = OperationKey::new(message.to_vec());
         let Some(record) = self.state.lock().open.get(&key).cloned() else {
             return false;
         };
         self.matched.fetch_add(1, Ordering::Relaxed);
+        // Whoever has completed it is done; others that are known to be at work are told, and waited for.
+        let done = record.inner().users.remove(sender);
+        drop(done);
         self.end(&record, Outcome::Complete);
         true
     }

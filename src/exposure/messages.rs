@@ -33,7 +33,7 @@ impl Ledger {
     /// Takes one notification in: the key of an exposure, or what a peer of our own kind has to say. Returns what is not
     /// about an exposure of ours.
     pub(crate) fn receive(self: &Arc<Self>, sender: &AgentName, message: &[u8]) -> Option<Notice> {
-        if self.complete(message) {
+        if self.complete(sender, message) {
             return None;
         }
         match ControlMessage::decode(message) {
@@ -168,6 +168,7 @@ impl Ledger {
 /// What a peer is told of an outcome.
 pub(crate) fn reason_of(outcome: &Outcome) -> (EndReason, String) {
     let reason = match outcome.error().map(Error::kind) {
+        None if matches!(outcome, Outcome::Complete) => EndReason::Completed,
         None | Some(ErrorKind::CancelledByPeer) => EndReason::Cancelled,
         Some(ErrorKind::Timeout) => EndReason::TimedOut,
         Some(ErrorKind::Closed) => EndReason::Closed,
@@ -191,7 +192,9 @@ fn gone(peer: &AgentName, reason: EndReason, text: &str, record: &Record) -> Err
         EndReason::Cancelled => (ErrorKind::CancelledByPeer, "the peer has cancelled its transfer"),
         EndReason::TimedOut => (ErrorKind::Transfer, "the peer's transfer has not ended in time"),
         EndReason::Closed => (ErrorKind::Transfer, "the peer has closed its connector"),
-        EndReason::Failed | EndReason::LeaseExpired => (ErrorKind::Transfer, "the peer's transfer has failed"),
+        EndReason::Failed | EndReason::LeaseExpired | EndReason::Completed => {
+            (ErrorKind::Transfer, "the peer's transfer has failed")
+        }
     };
     told(Error::new(kind, "wait for peer", message), peer, text).with_context("bytes", record.operation().bytes_total())
 }
@@ -202,6 +205,7 @@ fn ended(peer: &AgentName, reason: EndReason, text: &str) -> Error {
         EndReason::Cancelled => (ErrorKind::CancelledByPeer, "the peer has cancelled the operation"),
         EndReason::LeaseExpired => (ErrorKind::LeaseExpired, "the operation's lease has ended at the peer"),
         EndReason::Closed => (ErrorKind::Transfer, "the peer has closed its connector"),
+        EndReason::Completed => (ErrorKind::Stale, "another transfer has completed the operation"),
         EndReason::Failed | EndReason::TimedOut => (ErrorKind::Transfer, "the operation has failed at the peer"),
     };
     told(Error::new(kind, "move bytes", message), peer, text)

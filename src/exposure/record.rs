@@ -169,13 +169,6 @@ impl Record {
         unsafe { running.advance(SLICE) }
     }
 
-    /// Nobody is at work on it any more.
-    pub(super) fn forget_users(&self) {
-        // Dropped without the lock: each may hold a watch.
-        let users = std::mem::take(&mut self.inner.lock().users);
-        drop(users);
-    }
-
     /// Gives the memory up. Dropping what is returned deregisters, which can take as long as registering.
     pub(super) fn release(&self) -> Released {
         let mut inner = self.inner.lock();

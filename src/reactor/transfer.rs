@@ -1,8 +1,8 @@
 //! One transfer on the active side, from its queue to the moment the wire is done with its memory.
 //!
 //! A transfer is cut into pieces, each a NIXL request of its own. The last piece carries the notification that tells
-//! the owner, and is posted only when every other piece has ended well. An owner of our own kind is asked beforehand (a
-//! write) and at the end whether the exposure is still open; then it is that last question that carries the notification.
+//! the owner, and is posted only when every other piece has ended well. An owner of our own kind is asked beforehand and
+//! at the end whether the exposure is still open; then it is that last question that carries the notification.
 //! A transfer that is cancelled or fails posts no further piece, ends for its waiters at once, and stays here with its
 //! memory pinned until NIXL has reported the end of every piece in flight: NIXL cannot stop them.
 
@@ -340,10 +340,12 @@ impl Transfer {
             self.regions.push(resources.regions.share(memory, Sharing::Any)?);
         }
         resources.peers.begin_use(self.remote.agent());
-        // What is read needs no question beforehand: until the answer at the end, nobody believes the bytes.
-        self.stage = match (&self.validity, self.operation.direction()) {
-            (Some(_), Direction::Write) => Stage::Checking,
-            _ => Stage::Moving,
+        // Asked beforehand also where bytes are only read: what has ended may be unmapped by now, and over TCP such a read
+        // kills the owner.
+        self.stage = if self.validity.is_some() && self.operation.bytes_total() > 0 {
+            Stage::Checking
+        } else {
+            Stage::Moving
         };
         self.clock.start(now);
         self.operation.mark_started();
@@ -491,6 +493,7 @@ impl Transfer {
             bytes: 0,
         };
         let key = (purpose == Purpose::Seal).then(|| self.operation.key().clone());
+        self.operation.mark_in_progress();
         self.post(resources, purpose, Direction::Read, &piece, key.as_ref())?;
         Ok(true)
     }

@@ -51,6 +51,8 @@ pub enum EndReason {
     Closed = 4,
     /// The exposure was open for as long as was promised.
     LeaseExpired = 5,
+    /// Another transfer has completed the exposure.
+    Completed = 6,
 }
 
 impl EndReason {
@@ -60,6 +62,7 @@ impl EndReason {
             3 => Self::TimedOut,
             4 => Self::Closed,
             5 => Self::LeaseExpired,
+            6 => Self::Completed,
             _ => Self::Failed,
         }
     }

@@ -99,7 +99,8 @@ fn an_unknown_reason_is_a_failure_and_text_may_be_missing() {
         (3, EndReason::TimedOut),
         (4, EndReason::Closed),
         (5, EndReason::LeaseExpired),
-        (6, EndReason::Failed),
+        (6, EndReason::Completed),
+        (7, EndReason::Failed),
     ] {
         let body = [&[LEFT][..], &field(OPERATION, b"key"), &field(REASON, &[number])].concat();
         assert_eq!(message(&packed(&body)), (left(reason, ""), 0));
