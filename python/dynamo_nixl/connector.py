@@ -18,7 +18,14 @@ from .connection import EXIT_PATIENCE, Connection
 from .descriptor import Descriptor
 from .errors import ConnectorClosedError
 from .kinds import OperationKind
-from .operations import AbstractOperation, ReadableOperation, ReadOperation, WritableOperation, WriteOperation
+from .operations import (
+    AbstractOperation,
+    PassiveOperation,
+    ReadableOperation,
+    ReadOperation,
+    WritableOperation,
+    WriteOperation,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -433,6 +440,13 @@ async def _made(make: Callable[[], _Operation], *, is_long: bool) -> _Operation:
     """Make an operation and wait until it has got going."""
     operation = await _loop.run_off_loop(make) if is_long else make()
     await operation._wait_until_started()
+    if is_long and isinstance(operation, PassiveOperation):
+        try:
+            await _loop.run_off_loop(operation._prepare_metadata)
+        except BaseException:
+            # Nobody will get hold of this operation, though a traceback may keep it alive.
+            operation.cancel()
+            raise
     return operation
 
 

@@ -370,6 +370,7 @@ class PassiveOperation(AbstractOperation):
         super().__init__(connection, operation_kind, local, native)
         # What was exposed, for the metadata: the descriptors may be resized for another operation meanwhile.
         self._exposed = [(str(each.device), each.ptr, each.size) for each in local]
+        self._serialized: list[dynamo_nixl.SerializedDescriptor] | None = None
 
     @abstractmethod
     async def wait_for_completion(self, *, timeout: float | None = None) -> None:
@@ -405,6 +406,16 @@ class PassiveOperation(AbstractOperation):
         """
         self._native.renew(seconds("lease", lease, None))
 
+    def _prepare_metadata(self) -> None:
+        """Do what takes long for thousands of descriptors, so that `metadata` need not."""
+        self._serialized = self._serialize()
+        self._native.metadata(False)
+
+    def _serialize(self) -> list[dynamo_nixl.SerializedDescriptor]:
+        from .metadata import SerializedDescriptor
+
+        return [SerializedDescriptor(device=device, ptr=ptr, size=size) for device, ptr, size in self._exposed]
+
     def metadata(self, hex_encode: bool = False) -> dynamo_nixl.RdmaMetadata:
         """Make what a peer needs in order to carry out this operation.
 
@@ -423,7 +434,7 @@ class PassiveOperation(AbstractOperation):
         NixlConnectError
             If the memory could not be registered; only of an operation that was not made by a `Connector`.
         """
-        from .metadata import RdmaMetadata, SerializedDescriptor
+        from .metadata import RdmaMetadata
 
         if not self._native.has_started:
             # Only an operation made by its constructor can be asked this early; registration takes microseconds.
@@ -431,9 +442,7 @@ class PassiveOperation(AbstractOperation):
             if not self._native.has_started:
                 self._native.raise_for_outcome()
         return RdmaMetadata(
-            descriptors=[
-                SerializedDescriptor(device=device, ptr=ptr, size=size) for device, ptr, size in self._exposed
-            ],
+            descriptors=self._serialized or self._serialize(),
             nixl_metadata=self._native.metadata(hex_encode),
             notification_key=self._native.notification_key,
             operation_kind=int(self._operation_kind),
