@@ -12,7 +12,7 @@ use dynamo_nixl::error::ErrorKind;
 use dynamo_nixl::handle::OperationHandle;
 use dynamo_nixl::operation::{Outcome, Phase, Status};
 use dynamo_nixl::settings::Settings;
-use dynamo_nixl::transport::fake::{Call, Completion, FakeNetwork};
+use dynamo_nixl::transport::fake::{Call, Completion, Event, FakeNetwork};
 use dynamo_nixl::types::Direction;
 use dynamo_nixl::wire::Encoding;
 
@@ -221,5 +221,44 @@ fn with_two_transfers_the_first_that_leaves_ends_nothing() {
     assert_eq!(end(&bench.exposed), (Status::Complete, None));
     drop(other);
     assert!(second.close(LIMIT));
+    bench.finish();
+}
+
+#[test]
+fn only_the_transfer_that_breaks_the_connection_fails() {
+    let bench = Bench::read();
+    let [remote, local] = [4, 5].map(|seed| Buffer::patterned(BYTES, seed));
+    let exposed = bench
+        .owner
+        .expose(Direction::Read, vec![remote.memory()], None, false)
+        .unwrap();
+    assert!(exposed.operation().wait(Phase::Started, Some(LIMIT)));
+    let metadata = exposed.metadata(Encoding::Base64).unwrap();
+    let key = exposed.operation().key().clone();
+    let options = BeginOptions::default();
+    let sibling = bench
+        .reader
+        .begin(
+            Direction::Read,
+            &metadata,
+            key,
+            &[remote.range()],
+            vec![local.memory()],
+            options,
+        )
+        .unwrap();
+    eventually("both are in flight", || bench.network.in_flight() == 2);
+    bench.network.fail("reader", Call::Poll, 1);
+    assert_eq!(end(&bench.moving), (Status::Errored, Some(ErrorKind::Transfer)));
+    // What was in flight beside it fails as well, since the connection is one.
+    bench.network.fail("reader", Call::Poll, 1);
+    let reloaded = |event: &Event| matches!(event, Event::Dropped(agent, _) if agent.as_str() == "reader");
+    eventually("the owner is loaded anew", || bench.network.count(reloaded) == 1);
+    bench.network.release_all();
+    assert_eq!(end(&sibling), (Status::Complete, None));
+    assert_eq!(end(&exposed), (Status::Complete, None));
+    assert!(local.is_patterned(4));
+    assert_eq!(end(&bench.exposed), (Status::Errored, Some(ErrorKind::Transfer)));
+    drop((sibling, exposed));
     bench.finish();
 }

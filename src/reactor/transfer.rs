@@ -8,6 +8,7 @@
 
 mod clock;
 mod courtesy;
+mod requests;
 mod validity;
 
 use std::sync::Arc;
@@ -18,13 +19,13 @@ pub(crate) use self::clock::Limits;
 use self::courtesy::Courtesy;
 use self::validity::Validity;
 use super::state::Resources;
-use crate::checksum::{Checksum, SLICE};
+use crate::checksum::Checksum;
 use crate::descriptor::{Piece, PieceCursor, PieceLimits, TransferPlan};
 use crate::error::{Error, ErrorKind, Result};
 use crate::operation::{Operation, Outcome, Pin};
 use crate::peer::{Plan, RemoteMetadata, Wanted};
 use crate::region::{LocalMemory, Region, Sharing};
-use crate::transport::{Progress, Request};
+use crate::transport::Request;
 use crate::types::{AgentName, Direction, MemoryRange, OperationKey};
 
 /// The size of a piece. Over shared memory a post copies inside of the call, so this bounds how long a lane is deaf
@@ -51,6 +52,9 @@ pub(crate) struct Transfer {
     operation: Arc<Operation>,
     remote: Arc<RemoteMetadata>,
     cursor: PieceCursor,
+    /// Pieces to be posted once more: they failed because another transfer had broken the connection.
+    again: Vec<Piece>,
+    repetitions: u32,
     /// What the requests will name at the peer; until it is loaded for them.
     lists: Vec<Vec<MemoryRange>>,
     stage: Stage,
@@ -74,8 +78,7 @@ pub(crate) struct Transfer {
 struct Flight {
     request: Box<dyn Request>,
     purpose: Purpose,
-    bytes: u64,
-    descriptors: usize,
+    piece: Piece,
     /// What NIXL may have bound the request to.
     regions: Vec<Region>,
 }
@@ -148,6 +151,8 @@ impl Transfer {
             operation,
             remote,
             cursor,
+            again: Vec::new(),
+            repetitions: 0,
             lists,
             stage: Stage::Queued,
             clock: Clock::new(limits, Instant::now()),
@@ -308,12 +313,15 @@ impl Transfer {
             if self.operation.is_finished() {
                 self.stage = Stage::Draining;
                 self.take_leave(resources);
-            } else {
+            } else if !self.waits_for_reload(resources) {
                 match self.post_next(resources) {
                     Ok(posted) => progressed |= posted,
                     Err(error) => self.fail(resources, error),
                 }
             }
+        }
+        if self.stage == Stage::Queued {
+            return Step::Progressed;
         }
         if self.in_flight.is_empty() && self.operation.is_finished() {
             // It may have been ended while its last piece was posted.
@@ -336,8 +344,10 @@ impl Transfer {
             return Ok(false);
         }
         self.lists = Vec::new();
-        for memory in &self.memory {
-            self.regions.push(resources.regions.share(memory, Sharing::Any)?);
+        if self.regions.is_empty() {
+            for memory in &self.memory {
+                self.regions.push(resources.regions.share(memory, Sharing::Any)?);
+            }
         }
         resources.peers.begin_use(self.remote.agent());
         // Asked beforehand also where bytes are only read: what has ended may be unmapped by now, and over TCP such a read
@@ -347,189 +357,11 @@ impl Transfer {
         } else {
             Stage::Moving
         };
-        self.clock.start(now);
+        if self.repetitions == 0 {
+            self.clock.start(now);
+        }
         self.operation.mark_started();
         Ok(true)
-    }
-
-    /// Looks at every request in flight.
-    fn poll(&mut self, resources: &mut Resources, now: Instant) -> bool {
-        let mut progressed = false;
-        let mut index = 0;
-        while index < self.in_flight.len() {
-            match self.in_flight[index].request.poll() {
-                Ok(Progress::Pending) => {
-                    index += 1;
-                    continue;
-                }
-                Ok(Progress::Done) => {
-                    let flight = self.in_flight.swap_remove(index);
-                    self.ended_well(flight.purpose, flight.bytes);
-                }
-                Err(error) => {
-                    let flight = self.in_flight.swap_remove(index);
-                    if flight.descriptors > 1 {
-                        self.pin_for_ever(flight.regions);
-                    }
-                    self.fail(resources, error);
-                }
-            }
-            progressed = true;
-            self.clock.progress(now);
-        }
-        progressed
-    }
-
-    /// A request has ended, and its notification is on the way.
-    fn ended_well(&mut self, purpose: Purpose, bytes: u64) {
-        self.operation.add_bytes_done(bytes);
-        let verdict = match (purpose, &self.validity) {
-            (Purpose::Check | Purpose::Seal, Some(validity)) => validity.verdict(),
-            _ => Ok(()),
-        };
-        match (purpose, verdict) {
-            (_, Err(error)) => {
-                self.operation.finish(Outcome::of(self.detailed(error)));
-            }
-            (Purpose::Check, Ok(())) => self.stage = Stage::Moving,
-            (Purpose::Seal, Ok(())) => self.complete(),
-            (Purpose::Move, Ok(())) => {}
-        }
-    }
-
-    /// Posts the next request, if it may go now, or completes the operation.
-    fn post_next(&mut self, resources: &mut Resources) -> Result<bool> {
-        match self.stage {
-            Stage::Checking => self.ask(resources, Purpose::Check),
-            Stage::Moving if !self.cursor.is_exhausted() => self.post_piece(resources),
-            Stage::Moving | Stage::Sealing => self.conclude(resources),
-            Stage::Queued | Stage::Draining | Stage::Over => Ok(false),
-        }
-    }
-
-    fn post_piece(&mut self, resources: &mut Resources) -> Result<bool> {
-        // With the last piece goes the notification, where no question follows.
-        let notifies = self.validity.is_none() && self.cursor.is_at_last_piece();
-        if self.in_flight.len() >= WINDOW || (notifies && !self.in_flight.is_empty()) {
-            return Ok(false);
-        }
-        let Some(piece) = self.cursor.next_piece() else {
-            return Ok(false);
-        };
-        let (purpose, key) = if notifies {
-            (Purpose::Seal, Some(self.operation.key().clone()))
-        } else {
-            (Purpose::Move, None)
-        };
-        self.operation.mark_in_progress();
-        let direction = self.operation.direction();
-        self.post(resources, purpose, direction, &piece, key.as_ref())?;
-        Ok(true)
-    }
-
-    /// All pieces are posted: what is left is to ask and to tell the owner.
-    fn conclude(&mut self, resources: &mut Resources) -> Result<bool> {
-        if !self.in_flight.is_empty() {
-            return Ok(false);
-        }
-        if self.checksum.is_some() {
-            return self.verify();
-        }
-        if self.validity.is_some() {
-            self.stage = Stage::Sealing;
-            return self.ask(resources, Purpose::Seal);
-        }
-        if self.operation.bytes_total() == 0 {
-            if !self.operation.key().is_empty() {
-                // No byte moves, so no request could carry the notification.
-                resources
-                    .transport
-                    .notify(self.remote.agent(), self.operation.key().as_bytes())?;
-            }
-            resources.last_unheard = Some(Instant::now());
-        }
-        self.complete();
-        Ok(true)
-    }
-
-    /// Sums up some of what was read, and compares the sum once it is complete.
-    fn verify(&mut self) -> Result<bool> {
-        let Some(checksum) = &mut self.checksum else {
-            return Ok(false);
-        };
-        // SAFETY: the regions keep the memory's owners alive, or the caller of `begin` vouched for it; nothing is in flight.
-        let Some(sum) = (unsafe { checksum.advance(SLICE) }) else {
-            return Ok(true);
-        };
-        self.checksum = None;
-        let expected = self.remote.trailer().and_then(|trailer| trailer.checksum);
-        if expected != Some(sum) {
-            let message = "what has arrived is not what was exposed: its checksum differs";
-            let error = Error::new(ErrorKind::Integrity, "verify", message)
-                .with_context("expected", format_args!("{:#010x}", expected.unwrap_or_default()))
-                .with_context("found", format_args!("{sum:#010x}"))
-                .with_hint("exposed memory must not be changed while it is exposed");
-            self.operation.finish(Outcome::Failed(self.detailed(error)));
-        }
-        Ok(true)
-    }
-
-    /// Nothing is in flight any more, and the bytes are where they belong.
-    fn complete(&self) {
-        if self.in_flight.is_empty() {
-            self.pin.settle();
-        }
-        self.operation.finish(Outcome::Complete);
-    }
-
-    /// Reads the owner's word.
-    fn ask(&mut self, resources: &mut Resources, purpose: Purpose) -> Result<bool> {
-        let Some(validity) = self.validity.as_mut().filter(|_| self.in_flight.is_empty()) else {
-            return Ok(false);
-        };
-        let piece = Piece {
-            remote: vec![validity.remote()],
-            local: vec![validity.read_into(resources.words.take(u64::MAX)?)],
-            bytes: 0,
-        };
-        let key = (purpose == Purpose::Seal).then(|| self.operation.key().clone());
-        self.operation.mark_in_progress();
-        self.post(resources, purpose, Direction::Read, &piece, key.as_ref())?;
-        Ok(true)
-    }
-
-    fn post(
-        &mut self,
-        resources: &mut Resources,
-        purpose: Purpose,
-        direction: Direction,
-        piece: &Piece,
-        key: Option<&OperationKey>,
-    ) -> Result<()> {
-        let peer = self.remote.agent();
-        let notification = key.map(OperationKey::as_bytes);
-        let (mut request, regions) = resources.regions.bind(&piece.local, |transport| {
-            transport.prepare(direction, &piece.local, &piece.remote, peer, notification)
-        })?;
-        match request.post() {
-            Ok(Progress::Done) => self.ended_well(purpose, piece.bytes),
-            Ok(Progress::Pending) => {
-                self.in_flight.push(Flight {
-                    request,
-                    purpose,
-                    bytes: piece.bytes,
-                    descriptors: piece.local.len(),
-                    regions,
-                });
-            }
-            Err(error) => {
-                if piece.local.len() > 1 {
-                    self.pin_for_ever(regions);
-                }
-                return Err(error);
-            }
-        }
-        Ok(())
     }
 
     /// A piece of several descriptors failed: the wire may go on with some of them, and nobody will ever know.

@@ -118,12 +118,13 @@ impl Transfer {
         }
     }
 
-    /// Says that the wire is done with it, if it was not complete.
+    /// Says that the wire is done with it. Also where it was complete: should the key be lost, the owner would take the
+    /// transfer for under way as long as this process lives.
     pub(super) fn close_conversation(&mut self, resources: &Resources) {
         self.courtesy.watch = None;
         let outcome = self.operation.outcome().filter(|_| self.courtesy.has_greeted);
         let is_owed = match &outcome {
-            None | Some(Outcome::Complete) => false,
+            None => false,
             Some(outcome) => outcome.error().map(Error::kind) != Some(ErrorKind::PeerLost) && !self.is_unquiet,
         };
         if is_owed {
