@@ -60,6 +60,7 @@ impl WordTable {
                 range: range_of(&page.0),
                 keep_alive: Some(Arc::clone(&page) as _),
             })?;
+            self.regions.transport()?.note_words(region.range());
             let number = state.pages.len();
             state.pages.push((page, region));
             state.free.extend((0..PAGE_WORDS).map(|index| (number, index)));

@@ -1,10 +1,12 @@
 //! What the core needs from a wire, and nothing more.
 //!
-//! [`nixl`] is the real one and the only file that names `nixl_sys`; [`fake`] is scripted, for tests of state machines.
+//! [`nixl`] is the real one and the only file that names `nixl_sys`; [`fake`] is scripted, for tests of state machines;
+//! [`faulty`] goes wrong on purpose, around another one.
 //! A transport is driven by polling: it has no threads and calls nobody back.
 
 #[cfg(any(test, feature = "testing"))]
 pub mod fake;
+pub mod faulty;
 pub mod loader;
 pub mod nixl;
 
@@ -56,6 +58,10 @@ pub trait Transport: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`crate::error::ErrorKind::Registration`].
     fn register(&self, range: &MemoryRange) -> Result<Box<dyn Registration>>;
+
+    /// Is told that a range holds words of the core's own, into which it reads peers' words. Nothing depends on it but
+    /// faults that strike these reads.
+    fn note_words(&self, _page: &MemoryRange) {}
 
     /// The metadata that carries the connection information and no region.
     ///
