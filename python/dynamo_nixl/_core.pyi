@@ -46,8 +46,9 @@ class Connector:
         stall_timeout: float | None,
         timeout: float | None,
         quarantine_limit: int,
+        faults: Faults | None = None,
     ) -> Connector:
-        """Seconds and bytes; None: no limit."""
+        """Seconds and bytes; None: no limit. `faults` happen to its agents."""
     @property
     def name(self) -> str: ...
     @property
@@ -153,3 +154,34 @@ class Hub:
         """Drop a ticket whose future nobody awaits any more."""
     def drain(self) -> None:
         """Resolve the futures whose operations have arrived. Loop's thread only; for `loop.add_reader`."""
+
+When: TypeAlias = tuple[int, int | None, float, str | None]
+"""(the first event from 1, how many or None for all, how likely, the peer's name or None for any)."""
+
+@final
+class Faults:
+    """A set of faults, for any number of connectors."""
+
+    def __new__(cls, seed: int) -> Faults: ...
+    def add(self, effect: str, variant: str, seconds: float | None, when: When) -> Fault:
+        """Have something go wrong from now on. Raises ValueError for an effect or variant that does not exist.
+
+        "drop", "delay" and "duplicate" come as "completion", "message" or "any"; the others as "", "fail" also as
+        "after moving" and "lost" as "dead".
+        """
+    def release(self) -> None:
+        """Let go of what is held now. The faults stay."""
+    def clear(self) -> None:
+        """Take every fault out, and let go of what they hold."""
+    @property
+    def injected(self) -> dict[str, int]:
+        """How often each effect has struck so far; those that have not are left out."""
+
+@final
+class Fault:
+    """One fault of a set."""
+
+    @property
+    def injected(self) -> int: ...
+    def release(self) -> None: ...
+    def clear(self) -> None: ...

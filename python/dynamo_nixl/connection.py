@@ -64,6 +64,7 @@ class Connection:
             settings.stall_timeout,
             settings.timeout,
             _NO_LIMIT if settings.quarantine_limit is None else settings.quarantine_limit,
+            connector._faults,
         )
         self._remote_refs: dict[str, int] = {}
         self._remote_refs_changes = 0

@@ -30,6 +30,7 @@ from .operations import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from . import _core
     from .metadata import RdmaMetadata
 
 
@@ -115,6 +116,7 @@ class Connector:
         # Also those that a subclass or a worker made by itself, in order to close them.
         self._connections: set[ref[Connection]] = set()
         self._is_closed = False
+        self._faults: _core.Faults | None = None
 
     @property
     def name(self) -> str:
@@ -179,6 +181,13 @@ class Connector:
             # The copy is made in one go, unlike that of a WeakSet, to which a finaliser may add meanwhile.
             living = [connection() for connection in list(self._connections)]
         return [connection for connection in living if connection is not None]
+
+    def _take_faults(self, faults: _core.Faults) -> None:
+        """Have faults happen to the connections that are made from now on, for `dynamo_nixl.testing`."""
+        with self._connection_lock:
+            if self._faults is not None or self._connections:
+                raise RuntimeError(f"faults are attached once, and before a connector is used: {self._worker_id}")
+            self._faults = faults
 
     def _adopt(self, connection: Connection) -> None:
         """Have a new connection closed with this connector; at once if it is closed already."""

@@ -8,6 +8,7 @@ use pyo3::types::PyBytes;
 use super::asyncio::into_asyncio;
 use super::duration;
 use super::errors::to_exception;
+use super::faults::Faults;
 use super::operation::{Operation, direction};
 use super::owner::{LocalTuple, RemoteTuple, local_memory, remote_range};
 use super::region::Region;
@@ -16,6 +17,7 @@ use crate::error::Error;
 use crate::peer::RemoteMetadata;
 use crate::region::LocalMemory;
 use crate::settings::Settings;
+use crate::transport::nixl;
 use crate::types::OperationKey;
 
 /// A peer's metadata: the text that travels, or NIXL's own blob.
@@ -34,7 +36,7 @@ pub(super) struct Connector {
 #[pymethods]
 impl Connector {
     #[new]
-    #[pyo3(signature = (name, lease, grace, stall_timeout, timeout, quarantine_limit))]
+    #[pyo3(signature = (name, lease, grace, stall_timeout, timeout, quarantine_limit, faults=None))]
     fn new(
         name: &str,
         lease: Option<f64>,
@@ -42,6 +44,7 @@ impl Connector {
         stall_timeout: Option<f64>,
         timeout: Option<f64>,
         quarantine_limit: u64,
+        faults: Option<&Bound<'_, Faults>>,
     ) -> Self {
         let settings = Settings {
             lease: lease.map(duration),
@@ -52,7 +55,13 @@ impl Connector {
             ..Settings::default()
         };
         Self {
-            core: CoreConnector::with_settings(name, settings),
+            core: match faults {
+                None => CoreConnector::with_settings(name, settings),
+                Some(faults) => {
+                    let factory = faults.get().core().wrap(nixl::factory());
+                    CoreConnector::with_factory(name, settings, factory)
+                }
+            },
         }
     }
 

@@ -6,6 +6,7 @@
 mod asyncio;
 mod connector;
 mod errors;
+mod faults;
 mod hub;
 mod operation;
 mod owner;
@@ -39,6 +40,8 @@ mod _core {
 
     #[pymodule_export]
     use super::connector::Connector;
+    #[pymodule_export]
+    use super::faults::{Fault, Faults};
     #[pymodule_export]
     use super::hub::Hub;
     #[pymodule_export]
