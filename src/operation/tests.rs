@@ -177,3 +177,92 @@ proptest! {
         prop_assert_eq!(told, expected);
     }
 }
+
+/// What moves a status on.
+fn events() -> Vec<fn(&Operation)> {
+    let cancelled_by_peer = |operation: &Operation| {
+        operation.finish(Outcome::of(Error::new(ErrorKind::CancelledByPeer, "test", "made up")));
+    };
+    vec![
+        |operation| operation.mark_started(),
+        |operation| operation.mark_in_progress(),
+        |operation| operation.add_bytes_done(1),
+        |operation| _ = operation.finish(Outcome::Complete),
+        |operation| _ = operation.finish(Outcome::Cancelled),
+        cancelled_by_peer,
+        |operation| _ = operation.finish(failed()),
+    ]
+}
+
+#[test]
+fn a_status_changes_as_the_protocol_page_says_and_in_no_other_way() {
+    let page = include_str!("../../docs/protocol.md");
+    let (_, table) = page.split_once("| from | to | by |\n|---|---|---|\n").unwrap();
+    let mut documented: Vec<(String, String)> = table
+        .lines()
+        .take_while(|line| line.starts_with('|'))
+        .map(|line| {
+            let mut cells = line.split('|').map(str::trim).skip(1).map(str::to_owned);
+            (cells.next().unwrap(), cells.next().unwrap())
+        })
+        .collect();
+    let name = |operation: &Operation| {
+        format!("{:?}", operation.status())
+            .to_uppercase()
+            .replace("INPROGRESS", "IN_PROGRESS")
+    };
+    let mut seen = Vec::new();
+    // Every history of three events.
+    for first in events() {
+        for second in events() {
+            for third in events() {
+                let operation = operation();
+                for event in [first, second, third] {
+                    let from = name(&operation);
+                    event(&operation);
+                    let to = name(&operation);
+                    if from != to {
+                        seen.push((from, to));
+                    }
+                }
+            }
+        }
+    }
+    seen.sort();
+    seen.dedup();
+    documented.sort();
+    assert_eq!(seen, documented);
+}
+
+#[test]
+fn quiet_is_told_after_the_end_and_the_last_pin() {
+    for pin_goes_first in [true, false] {
+        let operation = operation();
+        let pin = Pin::new(&operation);
+        let (recorder, sink) = recorder();
+        let ticket = next_ticket();
+        assert!(operation.watch(Phase::Quiet, &sink, ticket));
+        if pin_goes_first {
+            drop(pin);
+            assert!(recorder.0.lock().is_empty() && !operation.is_quiet());
+            operation.finish(Outcome::Cancelled);
+        } else {
+            operation.finish(Outcome::Cancelled);
+            assert!(recorder.0.lock().is_empty() && !operation.is_quiet());
+            drop(pin);
+        }
+        assert_eq!(*recorder.0.lock(), [ticket]);
+        assert!(operation.is_quiet() && operation.never_quiet().is_none());
+    }
+}
+
+#[test]
+fn what_is_kept_for_ever_says_why() {
+    let operation = operation();
+    let pin = Pin::new(&operation);
+    operation.finish(failed());
+    pin.keep_for_ever(Error::new(ErrorKind::Transfer, "wait for quiet", "made up"));
+    drop(pin);
+    assert!(operation.has_reached(Phase::Quiet) && !operation.is_quiet());
+    assert_eq!(operation.never_quiet().unwrap().operation(), "wait for quiet");
+}
