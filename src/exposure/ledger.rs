@@ -72,6 +72,15 @@ impl State {
         }
     }
 
+    /// The oldest in grace stays: a process that is known to be at work on it lives, and has not said that it is done.
+    fn hold_longer(&mut self) {
+        if let Some(((due, generation), record)) = self.grace.pop_first() {
+            let due = due + HELD_OPEN;
+            record.inner().grace_end = Some(due);
+            self.grace.insert((due, generation), record);
+        }
+    }
+
     /// What has left grace gives its memory up.
     fn let_go(&mut self, record: &Record) {
         self.grace_bytes -= record.operation().bytes_total();
@@ -147,7 +156,8 @@ impl Ledger {
         state.grace_bytes += record.operation().bytes_total();
         state.grace.insert((due, record.generation()), Arc::clone(record));
         state.ended.insert(record.operation().key().clone(), Arc::clone(record));
-        while state.grace_bytes > self.quarantine_limit {
+        // One alone is held, however big it is: it has just been given up.
+        while state.grace_bytes > self.quarantine_limit && state.grace.len() > 1 {
             state.release_first();
         }
     }
@@ -254,8 +264,15 @@ impl Ledger {
             self.end(&record, Outcome::Failed(error));
         }
         let mut state = self.state.lock();
-        while state.grace.first_key_value().is_some_and(|((due, _), _)| *due <= now) {
-            state.release_first();
+        while let Some(((due, _), record)) = state.grace.first_key_value() {
+            if *due > now {
+                break;
+            }
+            if record.inner().users.may_be_alive() {
+                state.hold_longer();
+            } else {
+                state.release_first();
+            }
         }
         let Some(mut released) = state.released.pop_front() else {
             return false;

@@ -75,6 +75,11 @@ impl Users {
         self.0.iter().any(at_work)
     }
 
+    /// Whether the wire may be at work for one whose process is watched, and would be missed if it were dead.
+    pub(super) fn may_be_alive(&self) -> bool {
+        self.0.iter().any(|user| user.watch.is_some())
+    }
+
     /// Those that have to be told of the exposure's end.
     pub(super) fn to_be_told(&self) -> impl Iterator<Item = Arc<RemoteMetadata>> {
         let under_way = self.0.iter().filter(|user| user.is_under_way);

@@ -20,6 +20,9 @@ use crate::words::WordTable;
 /// 10 ms takes a few turns.
 const UNHEARD_GRACE: Duration = Duration::from_millis(250);
 
+/// How often the processes of peers are looked at that keep memory pinned, which nothing else would set free.
+const BURIAL_INTERVAL: Duration = Duration::from_secs(1);
+
 /// An agent and what is known of its memory and peers.
 #[derive(Debug)]
 pub(crate) struct Resources {
@@ -47,8 +50,10 @@ pub(crate) struct LaneState {
     resources: Resources,
     ledger: Arc<Ledger>,
     transfers: Vec<Transfer>,
-    /// Memory under pieces that can never be shown quiet; pinned for the agent's life.
+    /// Memory under pieces that can never be shown quiet; pinned for the agent's life, or that of the peer's process.
     unquiet: Vec<Unquiet>,
+    /// When those peers' processes are looked at next.
+    next_burial: Instant,
     /// How many bytes of ended transfers with one peer may stay pinned before it gets no new ones.
     quarantine_limit: u64,
     is_closing: bool,
@@ -61,6 +66,7 @@ impl LaneState {
             ledger,
             transfers: Vec::new(),
             unquiet: Vec::new(),
+            next_burial: Instant::now(),
             quarantine_limit,
             is_closing: false,
         }
@@ -163,6 +169,10 @@ impl LaneState {
             let mut transfer = self.transfers.remove(index);
             self.transfers.extend(transfer.last_words());
             self.unquiet.extend(transfer.into_unquiet());
+        }
+        if !self.unquiet.is_empty() && now >= self.next_burial {
+            self.next_burial = now + BURIAL_INTERVAL;
+            self.unquiet.retain(|unquiet| !unquiet.has_died());
         }
         let pages = self.resources.words.pages();
         Activity {

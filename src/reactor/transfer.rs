@@ -24,9 +24,10 @@ use crate::descriptor::{Piece, PieceCursor, PieceLimits, TransferPlan};
 use crate::error::{Error, ErrorKind, Result};
 use crate::operation::{Operation, Outcome, Pin};
 use crate::peer::{Plan, RemoteMetadata, Wanted};
+use crate::process::{self, Liveness};
 use crate::region::{LocalMemory, Region, Sharing};
 use crate::transport::Request;
-use crate::types::{AgentName, Direction, MemoryRange, OperationKey};
+use crate::types::{AgentName, Direction, MemoryRange, OperationKey, ProcessId};
 
 /// The size of a piece. Over shared memory a post copies inside of the call, so this bounds how long a lane is deaf
 /// (about 1 ms); smaller pieces cost throughput.
@@ -116,8 +117,18 @@ pub(crate) struct Unquiet {
     pub(crate) peer: AgentName,
     pub(crate) regions: Vec<Region>,
     pub(crate) bytes: u64,
+    process: Option<ProcessId>,
     _memory: Vec<LocalMemory>,
     _pin: Pin,
+}
+
+impl Unquiet {
+    /// Whether the peer's process is dead: then nothing of a request moves any more that has reported its failure, however
+    /// many descriptors it had (docs/adr/0008-quiescence.md).
+    pub(crate) fn has_died(&self) -> bool {
+        let liveness = self.process.map(|process| process::liveness(&process));
+        liveness == Some(Liveness::Dead)
+    }
 }
 
 /// What one step did.
@@ -279,6 +290,7 @@ impl Transfer {
             peer: self.remote.agent().clone(),
             regions: std::mem::take(&mut self.regions),
             bytes: self.operation.bytes_total(),
+            process: self.owner_process(),
             _memory: std::mem::take(&mut self.memory),
             _pin: self.pin,
         })

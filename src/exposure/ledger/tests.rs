@@ -159,6 +159,18 @@ fn the_oldest_make_room_where_grace_holds_too_much() {
 }
 
 #[test]
+fn one_that_is_bigger_than_the_limit_is_held_all_the_same() {
+    let mut bench = Bench::new(SECOND, BYTES / 2);
+    let (first, second) = (bench.expose(b"first", None, true), bench.expose(b"second", None, true));
+    bench.ledger.end(&first, Outcome::Cancelled);
+    bench.tick_until_idle(Instant::now());
+    assert!(!first.operation().is_quiet());
+    bench.ledger.end(&second, Outcome::Cancelled);
+    bench.tick_until_idle(Instant::now());
+    assert!(first.operation().is_quiet() && !second.operation().is_quiet());
+}
+
+#[test]
 fn leases_end_in_their_order_and_can_be_renewed() {
     let mut bench = Bench::new(SECOND, u64::MAX);
     let start = Instant::now();

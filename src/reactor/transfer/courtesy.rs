@@ -31,7 +31,7 @@ impl Transfer {
         self.courtesy.is_worth_it = true;
     }
 
-    fn owner_process(&self) -> Option<ProcessId> {
+    pub(super) fn owner_process(&self) -> Option<ProcessId> {
         self.remote.trailer()?.process
     }
 
