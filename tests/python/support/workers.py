@@ -153,6 +153,11 @@ class Worker:
         self._process.kill()
         self._process.wait()
 
+    def wait_for_death(self, limit: float = LIMIT) -> int:
+        """Wait until the worker has died by what happened to it, and return its exit code: nothing more is expected."""
+        self._was_killed = True
+        return self._process.wait(limit)
+
     def pause(self) -> None:
         """Stop the worker, all of its threads, until `resume`."""
         self._process.send_signal(signal.SIGSTOP)
