@@ -96,8 +96,10 @@ class AbstractOperation(ABC):
         """Wait until the operation has ended and its memory may be put to another use.
 
         A read or write is quiesced when NIXL has reported the end of everything that it had begun. An exposure is when
-        a peer has completed it, when its metadata was never asked for, or else when `grace` has passed after its end: a
-        peer that has not come to an end by then is not waited for.
+        a peer has completed it, when its metadata was never asked for, or else when `grace` has passed after its end,
+        or its peers have said that they are done. One of our own on this host that is known to be at work is waited
+        for, also while it is stopped, until it is dead; others are not (docs/guarantees.md).
+        `asyncio.timeout` limits the wait and leaves the memory pinned.
 
         Raises
         ------

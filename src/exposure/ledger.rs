@@ -228,6 +228,17 @@ impl Ledger {
         std::mem::take(&mut self.state.lock().outbox)
     }
 
+    /// Holds memory that is held for the whole grace from now.
+    pub(super) fn restart_grace(&self, record: &Arc<Record>) {
+        let mut state = self.state.lock();
+        let Some(due) = record.inner().grace_end else { return };
+        if let Some(record) = state.grace.remove(&(due, record.generation())) {
+            let due = Instant::now() + self.grace;
+            record.inner().grace_end = Some(due);
+            state.grace.insert((due, record.generation()), record);
+        }
+    }
+
     /// Gives up memory that is held: those who were at work on it have said that they are done.
     pub(super) fn release_early(&self, record: &Arc<Record>) {
         let mut state = self.state.lock();

@@ -114,7 +114,6 @@ impl Ledger {
         };
         if !is_open {
             self.write(agent, &record);
-            return;
         }
         let (ledger, dead_key, dead) = (Arc::downgrade(self), key.clone(), sender.clone());
         let watch = process::watch(process, move || {
@@ -129,7 +128,12 @@ impl Ledger {
     fn bury(self: &Arc<Self>, key: &OperationKey, agent: &AgentName) {
         let Some(record) = self.known(key) else { return };
         let user = record.inner().users.remove(agent);
-        if user.is_none() || record.inner().users.are_under_way() {
+        if user.is_none() {
+            return;
+        }
+        // What it had sent before it died may still arrive.
+        self.restart_grace(&record);
+        if record.inner().users.are_under_way() {
             return;
         }
         let message = "the process of the peer that was at work on the operation is gone";
