@@ -194,6 +194,21 @@ def table(columns: list[str], rows: list[list[str]]) -> str:
     )
 
 
+def endings_section(results: dict[str, Any]) -> str:
+    """Make the table of how soon one side learns that the other has ended their operation."""
+    names = {
+        "cancel": "`cancel()`",
+        "deadline": "its `timeout` passes",
+        "close": "`Connector.close()`",
+        "kill": "SIGKILL",
+    }
+    rows = [
+        [row["by"], names[row["event"]], f"{row['median']:.2f} ms", f"{row['worst']:.2f} ms", str(row["rounds"])]
+        for row in results["rows"]
+    ]
+    return table(["ended by the", "how", "the other side knows after", "worst", "rounds"], rows)
+
+
 def duration(microseconds: float | None) -> str:
     """Write a time with three digits that mean something."""
     if microseconds is None:
@@ -235,6 +250,9 @@ def main() -> None:
     sections = {}
     if arguments.results.exists():
         sections |= python_sections(json.loads(arguments.results.read_text(encoding="utf-8")))
+    endings = arguments.results.with_name("endings.json")
+    if endings.exists():
+        sections["endings"] = endings_section(json.loads(endings.read_text(encoding="utf-8")))
     if arguments.criterion.is_dir():
         sections |= criterion.sections(arguments.criterion)
     if not sections:

@@ -88,6 +88,11 @@ class AbstractOperation(ABC):
         return self._native.bytes_total
 
     @property
+    def bytes_done(self) -> int:
+        """How many bytes have moved, in whole pieces of some MiB. Always 0 of an exposure: its peer moves them."""
+        return self._native.bytes_done
+
+    @property
     def is_quiesced(self) -> bool:
         """Whether the operation has ended and the wire can no longer touch its memory."""
         return self._native.is_quiet
