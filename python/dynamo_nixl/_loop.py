@@ -60,6 +60,11 @@ async def wait(operation: _core.Operation, phase: int, timeout: float | None = N
         raise
 
 
+def attend() -> None:
+    """Have the running loop look after what is given up natively, also if nobody awaits an operation on it."""
+    _hub_of(asyncio.get_running_loop())
+
+
 async def run_off_loop(function: Callable[[], _Result]) -> _Result:
     """Run something slow that happens seldom, without blocking the running loop.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass
 from enum import Enum
@@ -26,6 +25,7 @@ Seconds: TypeAlias = float | Default | None
 
 _PREFIX: Final = "DYNAMO_NIXL_"
 _GIB: Final = 1 << 30
+_ENDLESS: Final = 1 << 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +74,10 @@ def seconds(name: str, value: Any, default: float | None) -> float | None:
         return None
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{name} is a number or None (no limit), got {type(value).__name__}")
-    if math.isnan(value) or value < 0:
+    if not value >= 0:
         raise ValueError(f"{name} must not be negative: {value!r}")
-    return None if math.isinf(value) else value
+    # Beyond what a machine word holds, which is longer and more than anything lasts or is.
+    return None if value >= _ENDLESS else value
 
 
 def _chosen(name: str, given: Any, default: float | None) -> float | None:

@@ -447,6 +447,7 @@ class Connector:
 
 async def _made(make: Callable[[], _Operation], *, is_long: bool) -> _Operation:
     """Make an operation and wait until it has got going."""
+    _loop.attend()
     operation = await _loop.run_off_loop(make) if is_long else make()
     await operation._wait_until_started()
     if is_long and isinstance(operation, PassiveOperation):

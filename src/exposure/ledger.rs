@@ -156,8 +156,9 @@ impl Ledger {
         state.grace_bytes += record.operation().bytes_total();
         state.grace.insert((due, record.generation()), Arc::clone(record));
         state.ended.insert(record.operation().key().clone(), Arc::clone(record));
-        // One alone is held, however big it is: it has just been given up.
-        while state.grace_bytes > self.quarantine_limit && state.grace.len() > 1 {
+        // One alone is held, however big it is, since it has just been given up; unless nothing at all is to be held.
+        let keep = usize::from(self.quarantine_limit > 0);
+        while state.grace_bytes > self.quarantine_limit && state.grace.len() > keep {
             state.release_first();
         }
     }
@@ -285,12 +286,21 @@ impl Ledger {
                 state.release_first();
             }
         }
-        let Some(mut released) = state.released.pop_front() else {
+        if state.released.is_empty() {
             return false;
-        };
-        drop(state);
-        if !released.let_go(RELEASED_PER_TICK) {
-            self.state.lock().released.push_front(released);
+        }
+        // Of as many exposures as there is time for, without the lock, which deregistering would hold for long.
+        let mut room = RELEASED_PER_TICK;
+        while let Some(mut released) = state.released.pop_front() {
+            drop(state);
+            room -= released.let_go(room).min(room);
+            state = self.state.lock();
+            if !released.is_empty() {
+                state.released.push_front(released);
+            }
+            if room == 0 {
+                break;
+            }
         }
         true
     }

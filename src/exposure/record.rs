@@ -201,9 +201,14 @@ pub(super) struct Released {
 }
 
 impl Released {
-    /// Lets some of it go. True where that was the last.
-    pub(super) fn let_go(&mut self, count: usize) -> bool {
-        self.regions.truncate(self.regions.len().saturating_sub(count));
+    /// Lets so much of it go at most. Returns how much that was; one at least, since also nothing takes its time.
+    pub(super) fn let_go(&mut self, count: usize) -> usize {
+        let before = self.regions.len();
+        self.regions.truncate(before.saturating_sub(count));
+        (before - self.regions.len()).max(1)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
         self.regions.is_empty()
     }
 }

@@ -140,19 +140,36 @@ async def exceed_the_limit(here):
     return seen
 
 
-@pytest.mark.parametrize("limit", [0, SIZE - 1])
-def test_one_that_is_larger_than_the_limit_is_not_held(pair, limit):
-    assert pair.owner.call(exceed_the_limit_alone, limit) == (0, 0)
+def test_with_a_limit_of_nothing_nothing_is_held(pair):
+    assert pair.owner.call(hold_nothing) == (0, 0)
 
 
-async def exceed_the_limit_alone(here, limit):
-    async with Connector(grace=None, quarantine_limit=limit) as connector:
+async def hold_nothing(here):
+    async with Connector(grace=None, quarantine_limit=0) as connector:
         operation, memory = await exposed(connector)
         operation.cancel()
         await operation.wait_quiesced()
         del operation
         await eventually(lambda: not any(living(connector, [memory])))
         return in_grace(connector)
+
+
+def test_one_that_is_larger_than_the_limit_is_held_alone(pair):
+    """Until the next one needs its room."""
+    assert pair.owner.call(exceed_the_limit_alone) == [(1, SIZE), (1, SIZE)]
+
+
+async def exceed_the_limit_alone(here):
+    async with Connector(grace=None, quarantine_limit=SIZE - 1) as connector:
+        first, _ = await exposed(connector)
+        first.cancel()
+        seen = [in_grace(connector)]
+        assert not first.is_quiesced
+        second, _ = await exposed(connector)
+        second.cancel()
+        await first.wait_quiesced()
+        assert not second.is_quiesced
+        return [*seen, in_grace(connector)]
 
 
 def test_transfers_with_a_peer_that_pins_too_much(spawn):

@@ -39,7 +39,7 @@ def test_the_defaults():
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("value", [None, 0, 1, 7.0, 1e300])
+@pytest.mark.parametrize("value", [None, 0, 1, 7.0, 1e9])
 def test_given(name, value, monkeypatch):
     assert settings(**{name: value}) == DEFAULTS | {name: value}
     # It wins over the environment, also over what is wrong there.
@@ -64,6 +64,14 @@ def test_of_the_environment(name, text, value, monkeypatch):
 def test_an_empty_variable_is_none_at_all(name, text, monkeypatch):
     monkeypatch.setenv(variable(name), text)
     assert settings() == DEFAULTS
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("value", [1e300, 10**400, 1 << 64, float("inf")])
+def test_what_exceeds_a_machine_word_is_no_limit(name, value, monkeypatch):
+    assert settings(**{name: value}) == DEFAULTS | {name: None}
+    monkeypatch.setenv(variable(name), str(value))
+    assert settings() == DEFAULTS | {name: None}
 
 
 def test_fractions_and_infinity():
