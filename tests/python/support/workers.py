@@ -168,6 +168,11 @@ class Worker:
         """Let a stopped worker go on."""
         self._process.send_signal(signal.SIGCONT)
 
+    def leave(self) -> None:
+        """Let the worker end, also one that is stopped, without waiting for it as `finish` does."""
+        self._connection.close()
+        self.resume()
+
     def finish(self) -> None:
         """Let the worker end, and insist on exit code 0 and silence."""
         self._connection.close()
