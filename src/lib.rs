@@ -10,6 +10,7 @@ pub mod descriptor;
 pub mod error;
 pub(crate) mod exposure;
 pub mod handle;
+pub(crate) mod hints;
 pub mod operation;
 pub mod peer;
 pub mod process;

@@ -22,6 +22,7 @@ use super::state::Resources;
 use crate::checksum::Checksum;
 use crate::descriptor::{Piece, PieceCursor, PieceLimits, TransferPlan};
 use crate::error::{Error, ErrorKind, Result};
+use crate::hints::Facts;
 use crate::operation::{Operation, Outcome, Pin};
 use crate::peer::{Plan, RemoteMetadata, Wanted};
 use crate::process::{self, Liveness};
@@ -388,12 +389,28 @@ impl Transfer {
 
     fn fail(&mut self, resources: &mut Resources, error: Error) {
         resources.peers.mark_lost(self.remote.agent());
-        let error = self
-            .detailed(self.explained(error))
-            .with_hint("the peer may be gone, or what it exposed; the next operation with it connects anew");
+        let error = self.advised(self.detailed(self.explained(error)));
         self.operation.finish(Outcome::Failed(error));
         self.stage = Stage::Draining;
         self.take_leave(resources);
+    }
+
+    /// The error, and what to do about it. One that is not the wire's has its own advice.
+    fn advised(&self, error: Error) -> Error {
+        if !matches!(error.kind(), ErrorKind::Transfer | ErrorKind::Backend) && error.hint().is_some() {
+            return error;
+        }
+        let advice = "the peer may be gone, or what it exposed; the next operation with it connects anew".to_owned();
+        let apart = self.is_apart().then(|| Facts::here().on_other_host()).flatten();
+        let causes = [Some(advice), apart, error.hint().map(str::to_owned)];
+        let hint = causes.into_iter().flatten().collect::<Vec<_>>().join("; ");
+        error.with_hint(hint)
+    }
+
+    /// Whether the owner is in another pid namespace than we, or on another machine.
+    fn is_apart(&self) -> bool {
+        let (owner, here) = (self.owner_process(), process::here());
+        owner.zip(here).is_some_and(|(owner, here)| owner.host != here.host)
     }
 
     /// The error, and how far the transfer had come.

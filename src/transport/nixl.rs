@@ -17,6 +17,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::{AgentFlavor, Progress, Registration, Request, Transport, TransportFactory, loader};
 use crate::error::{Error, ErrorKind, Result};
+use crate::hints::Facts;
 use crate::types::{AgentName, Direction, MemoryKind, MemoryRange};
 
 /// Requests that were dropped while NIXL may still have been moving their bytes, over the life of the process.
@@ -70,10 +71,16 @@ impl NixlTransport {
             Error::new(ErrorKind::Backend, operation, "NIXL refused")
                 .with_context("agent", name)
                 .with_context("status", status_name(&status))
+                .with_hint(Facts::here().on_opening(says_nothing(&status)))
                 .with_source(status)
-                .with_hint("`dynamo-nixl doctor` shows what is installed; NIXL_LOG_LEVEL=DEBUG and UCX_LOG_LEVEL=info say more")
         };
         let _turn = LIFE_CYCLE.lock();
+        if let Some(hint) = Facts::here().against_opening() {
+            let message = "too few files can be opened; UCX may abort a process that runs out of them";
+            return Err(Error::new(ErrorKind::Backend, "create agent", message)
+                .with_context("agent", name)
+                .with_hint(hint));
+        }
         let agent = Agent::new_configured(name.as_str(), &config).map_err(|status| fail("create agent", status))?;
         let parameters: &[(&str, &str)] = match flavor {
             AgentFlavor::SharedMemoryErrors => &[("engine_config", "MM_ERROR_HANDLING=y")],
@@ -117,10 +124,12 @@ impl NixlTransport {
     }
 
     fn transfer_error(operation: &'static str, peer: &AgentName, status: NixlError) -> Error {
-        Error::new(ErrorKind::Transfer, operation, "NIXL reported a failure")
+        let hint = Facts::here().on_transfer(says_nothing(&status));
+        let error = Error::new(ErrorKind::Transfer, operation, "NIXL reported a failure")
             .with_context("peer", peer)
             .with_context("status", status_name(&status))
-            .with_source(status)
+            .with_source(status);
+        hint.into_iter().fold(error, Error::with_hint)
     }
 }
 
@@ -148,19 +157,19 @@ impl Transport for NixlTransport {
 
     fn register(&self, range: &MemoryRange) -> Result<Box<dyn Registration>> {
         let _entry = self.entry.lock();
-        let handle = self.agent.register_memory(&RegisteredRange(*range), None).map_err(|status| {
-            Error::new(ErrorKind::Registration, "register memory", "NIXL refused the range")
-                .with_context("agent", &self.name)
-                .with_context("address", format_args!("{:?}", range.addr))
-                .with_context("bytes", range.len.0)
-                .with_context("memory", format_args!("{:?}:{}", range.kind, range.device))
-                .with_context("status", status_name(&status))
-                .with_source(status)
-                .with_hint(match range.kind {
-                    MemoryKind::Dram => "check that the memory is mapped and, on RDMA hosts, `ulimit -l`",
-                    MemoryKind::Vram => "device memory needs a UCX with support for that device; move the tensor to the CPU otherwise",
-                })
-        })?;
+        let handle = self
+            .agent
+            .register_memory(&RegisteredRange(*range), None)
+            .map_err(|status| {
+                Error::new(ErrorKind::Registration, "register memory", "NIXL refused the range")
+                    .with_context("agent", &self.name)
+                    .with_context("address", format_args!("{:?}", range.addr))
+                    .with_context("bytes", range.len.0)
+                    .with_context("memory", format_args!("{:?}:{}", range.kind, range.device))
+                    .with_context("status", status_name(&status))
+                    .with_hint(Facts::here().on_registration(range.kind, range.len.0, says_nothing(&status)))
+                    .with_source(status)
+            })?;
         Ok(Box::new(NixlRegistration {
             handle: Some(handle),
             entry: Arc::clone(&self.entry),
@@ -190,14 +199,17 @@ impl Transport for NixlTransport {
                 NixlError::BackendError => (ErrorKind::Transfer, "the peer cannot be reached"),
                 _ => (ErrorKind::Metadata, "NIXL refused the peer's metadata"),
             };
+            let advice = "check that the peer still runs, and that both ends have compatible versions of NIXL and UCX and a \
+                          common transport";
+            let hint = match Facts::here().on_transfer(says_nothing(&status)) {
+                Some(further) => format!("{advice}; {further}"),
+                None => advice.to_owned(),
+            };
             Error::new(kind, "load peer", message)
                 .with_context("agent", &self.name)
                 .with_context("status", status_name(&status))
                 .with_source(status)
-                .with_hint(
-                    "check that the peer still runs, and that both ends have compatible versions of NIXL and UCX and a \
-                     common transport",
-                )
+                .with_hint(hint)
         })?;
         Ok(AgentName::new(&name))
     }
@@ -483,6 +495,14 @@ fn status_name(status: &NixlError) -> &'static str {
         NixlError::RegDescListCreationFailed | NixlError::RegDescAddFailed => "registration list refused",
         NixlError::FailedToCreateXferDlistHandle => "transfer list refused",
     }
+}
+
+/// Whether a status leaves open what went wrong.
+fn says_nothing(status: &NixlError) -> bool {
+    matches!(
+        status,
+        NixlError::BackendError | NixlError::FailedToCreateXferRequest | NixlError::FailedToCreateBackend
+    )
 }
 
 /// Addresses and lengths are 64 bits on the wire and on every platform NIXL runs on.
