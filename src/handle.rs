@@ -80,6 +80,14 @@ impl OperationHandle {
         }
     }
 
+    /// Whether this process may wait for the operation: in a forked child it never ends, and its lock may be held for ever.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Forked`].
+    pub fn refuse_forked(&self) -> Result<()> {
+        process::refuse_forked(self.origin)
+    }
+
     /// Changes when an exposure ends for want of a peer: `lease` from now, or never.
     ///
     /// # Errors

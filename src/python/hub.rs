@@ -98,7 +98,8 @@ impl Hub {
         self.arrivals.event.as_raw_fd()
     }
 
-    fn watch(&self, operation: &Operation, phase: u8, future: Py<PyAny>) -> PyResult<Option<u64>> {
+    fn watch(&self, py: Python<'_>, operation: &Operation, phase: u8, future: Py<PyAny>) -> PyResult<Option<u64>> {
+        operation.refuse_forked(py)?;
         let phase = self::phase(phase).ok_or_else(|| PyValueError::new_err(format!("no such phase: {phase}")))?;
         let operation = Arc::clone(operation.core());
         let ticket = next_ticket();

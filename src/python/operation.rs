@@ -52,6 +52,11 @@ impl Operation {
     pub(super) fn core(&self) -> &Arc<CoreOperation> {
         self.handle.operation()
     }
+
+    /// Raises `ForkedError` where waiting would last for ever.
+    pub(super) fn refuse_forked(&self, py: Python<'_>) -> PyResult<()> {
+        self.handle.refuse_forked().map_err(|error| to_exception(py, &error))
+    }
 }
 
 #[pymethods]
@@ -139,6 +144,7 @@ impl Operation {
     #[pyo3(signature = (phase, timeout))]
     fn wait_blocking(&self, py: Python<'_>, phase: u8, timeout: Option<f64>) -> PyResult<bool> {
         let phase = self::phase(phase).ok_or_else(|| PyValueError::new_err(format!("no such phase: {phase}")))?;
+        self.refuse_forked(py)?;
         let deadline = timeout.map(|timeout| Instant::now() + super::duration(timeout));
         loop {
             let left = deadline.map_or(SIGNAL_INTERVAL, |deadline| {
