@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import textwrap
+import time
 
 import pytest
 
-from support import scripts
+from support import flight, roles, scripts
 from support.scripts import Ended
 
 pytestmark = pytest.mark.nixl
@@ -311,3 +313,117 @@ def test_a_child_of_a_process_that_used_nixl_is_told_so(tmp_path):
         assert os.waitstatus_to_exitcode(status) == 3
     """
     assert scripts.run(program(body), tmp_path) == Ended(0, "", "")
+
+
+ENDINGS = {
+    "the end of main": ("await asyncio.sleep(0)", 0),
+    "sys.exit in a task": ("await asyncio.create_task(leave())", 3),
+    "Ctrl-C": ("os.kill(os.getpid(), signal.SIGINT)\nawait waiting", -signal.SIGINT),
+}
+"""What a coroutine does to end its process, and the exit code."""
+
+AT_WORK = """
+import json
+import os
+import signal
+
+async def leave():
+    sys.exit(3)
+
+async def signalled():
+    while not os.path.exists("go"):
+        await asyncio.sleep(0.01)
+"""
+
+READS = """
+async def main():
+    global connector, operation, waiting
+    connector = Connector()
+    small, big = (RdmaMetadata.model_validate(json.loads(text)) for text in {metadata!r})
+    # Connects, which nothing can while the owner stands still.
+    begun = await connector.begin_read(small, Descriptor(bytearray(small.descriptors[0].size)))
+    await begun.wait_for_completion()
+    print("connected", flush=True)
+    await signalled()
+    operation = await connector.begin_read(big, Descriptor(bytearray(big.descriptors[0].size)))
+    waiting = asyncio.ensure_future(operation.wait_for_completion())
+    await asyncio.sleep(0.2)
+    assert not waiting.done()
+{ending}
+asyncio.run(main())
+"""
+
+OWNS = """
+async def main():
+    global connector, operation, waiting
+    connector = Connector()
+    for size in (1, {size}):
+        operation = await connector.create_readable(Descriptor(bytearray(size)))
+        print(operation.metadata().model_dump_json(), flush=True)
+        waiting = asyncio.ensure_future(operation.wait_for_completion())
+        if size == 1:
+            await waiting
+    await signalled()
+    assert not waiting.done()
+{ending}
+asyncio.run(main())
+"""
+
+TOLD = ("TransferError", "CancelledByPeerError", "PeerLostError")
+PATIENCE = 30.0
+
+
+def ended_well(process, expected):
+    """Insist on the exit code, on silence, and on an end without a wait for what cannot come."""
+    start = time.monotonic()
+    code, output, errors = scripts.end(process, PATIENCE)
+    assert (code, output) == (expected, ""), errors
+    if expected == -signal.SIGINT:
+        # Python's own, and nothing besides.
+        assert errors.startswith("Traceback (most recent call last):")
+        assert errors.endswith("\nKeyboardInterrupt\n")
+        assert not [
+            line for line in errors.splitlines() if "UCX" in line or "nixl_" in line or "Exception ignored" in line
+        ]
+    else:
+        assert errors == ""
+    return time.monotonic() - start
+
+
+@pytest.mark.parametrize(("ending", "code"), ENDINGS.values(), ids=ENDINGS)
+def test_an_exit_in_the_middle_of_a_read_from_a_stopped_owner(spawn, tmp_path, ending, code):
+    """What is in flight cannot end: the exit does not wait for it for long, and the owner is told when it goes on."""
+    owner = spawn(flight.TCP, loses_peers=True)
+    exposed = [owner.call(roles.expose_readable, [size]) for size in (1, flight.BIG)]
+    metadata = [json.dumps(each) for _, each in exposed]
+    source = AT_WORK + READS.format(metadata=metadata, ending=textwrap.indent(ending, "    "))
+    process = scripts.start(program(source), tmp_path, flight.TCP)
+    assert process.stdout.readline() == "connected\n"
+    assert owner.call(roles.wait, exposed[0][0]) == "DONE"
+    owner.pause()
+    (tmp_path / "go").touch()
+    try:
+        assert ended_well(process, code) < PATIENCE / 2
+    finally:
+        owner.resume()
+    error, status = owner.call(roles.fail_to_wait, exposed[1][0], limit=PATIENCE)
+    assert (error in TOLD, status) == (True, "ERR" if error != "CancelledByPeerError" else "STOP")
+
+
+@pytest.mark.parametrize(("ending", "code"), ENDINGS.values(), ids=ENDINGS)
+def test_an_exit_of_an_owner_whose_reader_is_at_work(spawn, tmp_path, ending, code):
+    """UCX itself may remark on what is left of a connection whose other end stands still: it is told to be silent."""
+    reader = spawn(flight.TCP, loses_peers=True)
+    silent = flight.TCP | {"UCX_LOG_LEVEL": "fatal", "NIXL_LOG_LEVEL": "FATAL"}
+    source = AT_WORK + OWNS.format(size=flight.BIG, ending=textwrap.indent(ending, "    "))
+    process = scripts.start(program(source), tmp_path, silent)
+    assert reader.call(roles.read, json.loads(process.stdout.readline()), seed=0)[0] == "DONE"
+    begun = reader.call(roles.begin_read, json.loads(process.stdout.readline()))
+    reader.pause()
+    (tmp_path / "go").touch()
+    try:
+        assert ended_well(process, code) < PATIENCE / 2
+    finally:
+        reader.resume()
+    error, status = reader.call(roles.fail_to_wait, begun, limit=PATIENCE)
+    assert (error in TOLD, status) == (True, "ERR" if error != "CancelledByPeerError" else "STOP")
