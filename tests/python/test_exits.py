@@ -427,3 +427,42 @@ def test_an_exit_of_an_owner_whose_reader_is_at_work(spawn, tmp_path, ending, co
         reader.resume()
     error, status = reader.call(roles.fail_to_wait, begun, limit=PATIENCE)
     assert (error in TOLD, status) == (True, "ERR" if error != "CancelledByPeerError" else "STOP")
+
+
+@pytest.mark.parametrize(("ending", "code"), [("pass", 0), ("sys.exit(3)", 3)], ids=["normally", "sys.exit"])
+def test_a_forked_child_and_its_parent_at_work(spawn, tmp_path, ending, code):
+    """The child may use nothing that it inherited; the parent's exposure is read after the child has ended."""
+    body = f"""
+        import os
+        import warnings
+        from dynamo_nixl import ForkedError
+        warnings.simplefilter("ignore")
+        everything = asyncio.run(exchange(5000))
+        connector = everything[0]
+        def refuses(use):
+            try:
+                asyncio.run(use())
+            except ForkedError:
+                return
+            raise AssertionError("it was of use")
+        def in_child():
+            refuses(lambda: connector.create_readable(Descriptor(bytearray(5000))))
+            refuses(connector.warmup)
+            refuses(lambda: operation.wait_for_completion(timeout=5))
+            {ending}
+        def in_parent(child):
+            _, status = os.waitpid(child, 0)
+            assert os.waitstatus_to_exitcode(status) == {code}
+            print(operation.metadata().model_dump_json(), flush=True)
+            asyncio.run(operation.wait_for_completion())
+        operation = asyncio.run(connector.create_readable(Descriptor(bytearray(5000))))
+        child = os.fork()
+        in_parent(child) if child else in_child()
+    """
+    reader = spawn()
+    process = scripts.start(program(body), tmp_path)
+    text = process.stdout.readline()
+    if not text:
+        pytest.fail(str(scripts.end(process)))
+    assert reader.call(roles.read, json.loads(text))[0] == "DONE"
+    ended_well(process, 0)
