@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use pyo3::exceptions::{PyOSError, PyValueError};
@@ -31,6 +32,9 @@ pub(super) fn nudge() {
         }
     }
 }
+
+/// How long a new hub waits for the list, which is held for microseconds.
+const LISTING_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What has arrived for one loop.
 struct Arrivals {
@@ -84,9 +88,12 @@ impl Hub {
             tickets: Mutex::new(Vec::new()),
             is_nudged: AtomicBool::new(false),
         });
-        let mut hubs = HUBS.lock();
-        hubs.retain(|hub| hub.strong_count() > 0);
-        hubs.push(Arc::downgrade(&arrivals));
+        // Not for ever: a forked child inherits the lock as it was, and nobody there would release it. A loop that is not
+        // listed only drops what was given up natively somewhat later.
+        if let Some(mut hubs) = HUBS.try_lock_for(LISTING_PATIENCE) {
+            hubs.retain(|hub| hub.strong_count() > 0);
+            hubs.push(Arc::downgrade(&arrivals));
+        }
         Ok(Self {
             origin: Origin::here(),
             arrivals,
