@@ -340,6 +340,13 @@ impl Ledger {
         drop(released);
     }
 
+    /// Whether a peer is known that is not done with one of the exposures.
+    pub(crate) fn is_used(&self) -> bool {
+        let state = self.state.lock();
+        let mut records = state.open.values().chain(state.ended.values());
+        records.any(|record| !record.inner().users.is_empty())
+    }
+
     /// How many exposures wait.
     pub(crate) fn waiting(&self) -> usize {
         self.state.lock().open.len()

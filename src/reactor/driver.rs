@@ -148,7 +148,8 @@ async fn drive(shared: &Shared, opened: &Opened, commands: &mut UnboundedReceive
         };
         activity.progressed |= handled;
         if let Some(order) = &mut closing {
-            if activity.transfers == 0 && !lingers(opened) {
+            // Peers that are known to be at work here have been told, and end what they have begun.
+            if activity.transfers == 0 && !lingers(opened) && !opened.ledger.is_used() {
                 order.note_quiet();
             }
             if order.may_end(Instant::now()) {

@@ -167,7 +167,10 @@ impl LaneState {
         }
         for index in over.into_iter().rev() {
             let mut transfer = self.transfers.remove(index);
-            self.transfers.extend(transfer.last_words());
+            if !self.is_closing {
+                // A lane that closes does not connect anew to a peer that it has lost: that one may be closing, too.
+                self.transfers.extend(transfer.last_words());
+            }
             self.unquiet.extend(transfer.into_unquiet());
         }
         if !self.unquiet.is_empty() && now >= self.next_burial {
