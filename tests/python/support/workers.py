@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 TESTS = Path(__file__).resolve().parents[1]
 PROGRAM = Path(__file__).with_name("worker_main.py")
@@ -78,6 +78,7 @@ class Worker:
 
     One that `loses_peers` may find what NIXL and UCX log about that on its standard streams, and nothing else. With
     the `python` of another environment it runs functions of modules that import nothing but what is installed there.
+    A `prefix` is a command that ends by running the one behind it, such as nsenter.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Worker:
         python: str | Path = sys.executable,
         loop: str = "asyncio",
         loses_peers: bool = False,
+        prefix: Sequence[str] = (),
     ) -> None:
         self.name = name
         self._loses_peers = loses_peers
@@ -99,7 +101,7 @@ class Worker:
         self._was_killed = False
         with theirs, self._output.open("wb") as output, self._errors.open("wb") as errors:
             self._process = subprocess.Popen(
-                [python, "-W", "error", str(PROGRAM), str(theirs.fileno()), loop],
+                [*prefix, python, "-W", "error", str(PROGRAM), str(theirs.fileno()), loop],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
