@@ -310,6 +310,8 @@ def test_an_owner_killed_behind_a_cut(wire, at_ends, spawn, way):
     goes_on(spawn(namespaces.TCP | SHORT, prefix=wire.at(0)), active)
 
 
+# Reads are not in `make test`: now and then UCX aborts an owner whose reader is killed ("unexpected error: Endpoint
+# timeout"), with a cut and without one; see test_peers.py.
 @each_way()
 def test_an_active_side_killed_behind_a_cut(wire, at_ends, spawn, way):
     owner, active = at_ends(wire, PATIENT)
