@@ -14,7 +14,7 @@ pub(crate) use self::messages::{Letter, Notice, reason_of};
 use self::record::Inner;
 pub(crate) use self::record::{Record, WordState};
 use crate::checksum::Checksum;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::operation::{Operation, Outcome};
 use crate::process;
 use crate::reactor::lane::{Lane, Opened};
@@ -115,7 +115,7 @@ impl Exposure {
     /// Once it was asked for it can be had again, in either encoding, for as long as the exposure exists.
     ///
     /// # Errors
-    /// [`crate::error::ErrorKind::Backend`] where NIXL exports nothing, [`crate::error::ErrorKind::Closed`].
+    /// [`ErrorKind::Backend`] where NIXL exports nothing, [`ErrorKind::Closed`].
     pub(crate) fn metadata(&self, encoding: Encoding) -> Result<String> {
         let mut inner = self.record.inner();
         let blob = match &inner.exported {
@@ -140,8 +140,14 @@ impl Exposure {
 
     fn export(&self, inner: &mut Inner) -> Result<CompressedBlob> {
         let opened = self.lane.wait_open()?;
-        if inner.has_ended && inner.regions.is_empty() {
-            return CompressedBlob::new(&opened.connection_info);
+        if inner.has_ended {
+            // Nobody could do anything with it.
+            let outcome = self.record.operation().outcome();
+            let failure = outcome.as_ref().and_then(Outcome::error).cloned();
+            return Err(failure.unwrap_or_else(|| {
+                Error::new(ErrorKind::Backend, "export metadata", "the operation has ended")
+                    .with_hint("ask for the metadata while the operation is open; then it can be had again later")
+            }));
         }
         let word = opened.words.take(self.record.open_word())?;
         let page = word.page();
@@ -161,7 +167,7 @@ impl Exposure {
     /// Changes when the exposure ends for want of a peer: `lease` from now, or never.
     ///
     /// # Errors
-    /// [`crate::error::ErrorKind::InvalidArgument`] where it has ended.
+    /// [`ErrorKind::InvalidArgument`] where it has ended.
     pub(crate) fn renew(&self, lease: Option<Duration>) -> Result<()> {
         match self.lane.opened() {
             Some(Ok(opened)) => opened.ledger.renew(&self.record, lease)?,

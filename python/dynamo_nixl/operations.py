@@ -439,7 +439,8 @@ class PassiveOperation(AbstractOperation):
         Raises
         ------
         NixlConnectError
-            If the memory could not be registered; only of an operation that was not made by a `Connector`.
+            If the operation has ended, and its metadata was not asked for before; if the memory could not be
+            registered, which can only be of an operation that was not made by a `Connector`.
         """
         from .metadata import RdmaMetadata
 

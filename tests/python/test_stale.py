@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from dynamo_nixl import Connector, Descriptor, NixlConnectError, RdmaMetadata
+from dynamo_nixl import Connector, Descriptor, LeaseExpiredError, NixlConnectError, RdmaMetadata
 
 from support import endings
 from support.endings import CANCELLED_BY_PEER, DONE, STALE
@@ -174,3 +174,21 @@ async def close_pool(here, pool):
     operations.clear()
     await connector.aclose()
     assert not stats(connector).get("transfers")
+
+
+@pytest.mark.parametrize("how", ["cancelled", "expired"])
+def test_metadata_that_was_not_asked_for_in_time(pair, how):
+    """There is none: nobody could do anything with it."""
+    assert pair.owner.call(ask_too_late, how) == ("NixlConnectError" if how == "cancelled" else "LeaseExpiredError")
+
+
+async def ask_too_late(here, how):
+    operation = await here.connector.create_readable(Descriptor(blank(1000)), lease=0 if how == "expired" else 60)
+    if how == "cancelled":
+        operation.cancel()
+    else:
+        with pytest.raises(LeaseExpiredError):
+            await operation.wait_for_completion()
+    with pytest.raises(NixlConnectError) as refused:
+        operation.metadata()
+    return type(refused.value).__name__
