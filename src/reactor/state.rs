@@ -20,6 +20,9 @@ use crate::words::WordTable;
 /// 10 ms takes a few turns.
 const UNHEARD_GRACE: Duration = Duration::from_millis(250);
 
+/// A small transfer takes three requests: a question, its bytes, a question.
+const MOST_BUDGETS: u32 = 4;
+
 /// How often the processes of peers are looked at that keep memory pinned, which nothing else would set free.
 const BURIAL_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -111,13 +114,21 @@ impl LaneState {
         !self.is_closing && transfer.is_inline(&self.resources) && self.quarantine_full(transfer.peer()).is_none()
     }
 
-    /// Starts a transfer and drives it for at most `budget`. False where the rest of it is now the lane's.
+    /// Starts a transfer and drives it as long as a step of it takes no longer than `budget`, and all of them no longer than
+    /// a few of these. False where the rest of it is now the lane's.
     pub(crate) fn run_inline(&mut self, mut transfer: Transfer, budget: Duration) -> bool {
         let start = Instant::now();
-        let mut now = start;
-        while transfer.step(&mut self.resources, now) != Step::Over {
+        let (mut now, mut moved) = (start, start);
+        loop {
+            let step = transfer.step(&mut self.resources, now);
+            if step == Step::Over {
+                break;
+            }
             now = Instant::now();
-            if now.duration_since(start) > budget {
+            if step == Step::Progressed {
+                moved = now;
+            }
+            if now.duration_since(moved) > budget || now.duration_since(start) > MOST_BUDGETS * budget {
                 transfer.leave_to_lane();
                 self.transfers.push(transfer);
                 return false;
