@@ -26,7 +26,7 @@ use crate::transport::{AgentFlavor, TransportFactory};
 use crate::types::AgentName;
 use crate::words::WordTable;
 
-/// How long a caller drives its own small transfer before it leaves it to the lane.
+/// How long a caller waits for its own small transfer to move on before it leaves it to the lane.
 const INLINE_BUDGET: Duration = Duration::from_micros(30);
 
 /// How long making or destroying an agent may take beyond a deadline.

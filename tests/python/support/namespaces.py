@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ class UnavailableError(Exception):
     """What the tests need, and this machine does not let them have."""
 
 
-class Wire:
+class Wire(ABC):
     """A wire between two namespaces. The first one's end is the one that is set down where that is how it is cut."""
 
     def __init__(self, holders: list[subprocess.Popen[bytes]]) -> None:
@@ -46,13 +47,13 @@ class Wire:
         inside = ["unshare", "--mount", "sh", "-c", _NEW_SYS, "sh"]
         return [*self._enter(end), *inside, *(_OWN_PIDS if own_pids else [])]
 
+    @abstractmethod
     def cut(self) -> None:
         """Let nothing pass any more."""
-        raise NotImplementedError
 
+    @abstractmethod
     def mend(self) -> None:
         """Let everything pass again."""
-        raise NotImplementedError
 
     def _enter(self, end: int) -> list[str]:
         return ["nsenter", f"--net=/proc/{self._holders[end].pid}/ns/net"]
