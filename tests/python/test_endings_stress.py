@@ -12,7 +12,7 @@ import threading
 import warnings
 from collections import Counter
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from dynamo_nixl import Descriptor, NixlConnectError, RdmaMetadata
 
 from support import endings, roles
 from support.endings import LEASE_EXPIRED
+from support.held import grown, settled_and_held
 from support.here import PATIENCE, eventually
 from support.loops import factories, in_threads
 from support.memory import blank, is_pattern, pattern
@@ -27,7 +28,7 @@ from support.memory import blank, is_pattern, pattern
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from support.workers import Worker
+    from support.held import Held
 
 pytestmark = pytest.mark.nixl
 
@@ -35,27 +36,9 @@ long = pytest.mark.long
 BATCH = 200
 
 
-class Held(NamedTuple):
-    """What a worker holds once its operations are over."""
-
-    open_files: int
-    threads: int
-    regions: int
-    exposures: int
-    transfers: int
-
-
-def measure(worker: Worker) -> tuple[Held, int]:
-    worker.call(roles.settled)
-    counters = worker.call(roles.counters)
-    held = Held(worker.open_files, worker.threads, *(counters[name] for name in Held._fields[2:]))
-    return held, worker.resident
-
-
 def check_flat(before: list[tuple[Held, int]], after: list[tuple[Held, int]], growth: int) -> None:
     for (held_before, resident_before), (held_after, resident_after) in zip(before, after, strict=True):
-        # There may be fewer: the thread that watches over peers' processes ends when it has had none for a while.
-        assert all(now <= then for now, then in zip(held_after, held_before, strict=True)), (held_before, held_after)
+        assert not grown(held_before, held_after, besides=("peers", "unquiet_regions"))
         assert resident_after - resident_before < growth
 
 
@@ -215,14 +198,14 @@ def test_random_ends(spawn, transport, count):
         for worker in workers:
             worker.call(roles.settled)
         if batch == min(count // BATCH // 2, 10):
-            before = [measure(worker) for worker in workers]
+            before = [settled_and_held(worker) for worker in workers]
     # All of them happened.
     assert min(ends[end] for end in ("DONE", "STOP", "dropped")) > count // 60, ends
     assert set(ends) <= {"DONE", "STOP", "dropped", *ENDS_AT_RANDOM}, ends
     endings.serve(owner, active)
     assert before is not None
     # The allocator keeps what a dozen of the large arrays took; the memory of one operation in a hundred would be more.
-    check_flat(before, [measure(worker) for worker in workers], growth=128 << 20)
+    check_flat(before, [settled_and_held(worker) for worker in workers], growth=128 << 20)
 
 
 ENDS_AT_RANDOM = {"CancelledByPeerError", "LeaseExpiredError", "StaleMetadataError", "TransferTimeoutError"}
@@ -457,9 +440,9 @@ def test_metadata_that_changes_during_a_transfer(spawn, transport, rounds):
         assert active.call(read_while_reading, large, exposed, number) == "DONE"
         owner.call(roles.settled)
         if number == rounds // 2:
-            before = [measure(worker) for worker in (owner, active)]
+            before = [settled_and_held(worker) for worker in (owner, active)]
     assert before is not None
-    check_flat(before, [measure(worker) for worker in (owner, active)], growth=48 << 20)
+    check_flat(before, [settled_and_held(worker) for worker in (owner, active)], growth=48 << 20)
 
 
 ROOM = 4 << 20
@@ -509,10 +492,10 @@ def test_leases_that_expire_with_nobody_coming(spawn, transport, count):
     owner, active = spawn(transport), spawn(transport)
     endings.serve(owner, active)
     assert owner.call(expire, 100) == {LEASE_EXPIRED: 100}
-    before = [measure(owner)]
+    before = [settled_and_held(owner)]
     for _ in range(count // 100):
         assert owner.call(expire, 100) == {LEASE_EXPIRED: 100}
-    check_flat(before, [measure(owner)], growth=32 << 20)
+    check_flat(before, [settled_and_held(owner)], growth=32 << 20)
     endings.serve(owner, active)
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import pytest
 from dynamo_nixl import Descriptor, MetadataError, RdmaMetadata
 
 from support import roles
+from support.held import grown, settled_and_held
 from support.memory import blank, is_pattern, pattern
 
 if TYPE_CHECKING:
-    from support.workers import Worker
+    from support.held import Held
 
 pytestmark = pytest.mark.nixl
 
@@ -26,29 +27,9 @@ GROWTH = 2 << 20
 operation, of which the metadata alone, if it were kept, is more."""
 
 
-class Held(NamedTuple):
-    """What a worker holds once its operations are over."""
-
-    open_files: int
-    threads: int
-    peers: int
-    regions: int
-    exposures: int
-    transfers: int
-
-
-def measure(worker: Worker) -> tuple[Held, int]:
-    worker.call(roles.settled)
-    counters = worker.call(roles.counters)
-    held = Held(worker.open_files, worker.threads, *(counters[name] for name in Held._fields[2:]))
-    return held, worker.resident
-
-
 def check_flat(before: list[tuple[Held, int]], after: list[tuple[Held, int]]) -> None:
     for (held_before, resident_before), (held_after, resident_after) in zip(before, after, strict=True):
-        # The thread that watches over peers' processes, and its files, go when it has had none for a while.
-        assert held_after.open_files <= held_before.open_files
-        assert held_after.threads <= held_before.threads
+        assert not grown(held_before, held_after)
         assert held_after[2:] == held_before[2:]
         assert resident_after - resident_before < GROWTH
 
@@ -66,9 +47,9 @@ def workers(spawn):
 def test_ten_thousand_operations(workers):
     owner, reader = workers
     move(owner, reader, WARM)
-    before = [measure(worker) for worker in workers]
+    before = [settled_and_held(worker) for worker in workers]
     move(owner, reader, TOTAL - WARM)
-    check_flat(before, [measure(worker) for worker in workers])
+    check_flat(before, [settled_and_held(worker) for worker in workers])
     counters = owner.call(roles.counters)
     assert (counters["notifications_matched"], counters["notifications_unknown"]) == (TOTAL, 0)
 
@@ -80,10 +61,10 @@ def test_thousands_of_refusals(workers):
     fail(reader, metadata, REFUSALS // 5)
     move(owner, reader, BATCH)
     # From here on its owner exposes nothing under it any more, which the reader need not know.
-    before = [measure(worker) for worker in workers]
+    before = [settled_and_held(worker) for worker in workers]
     fail(reader, metadata, REFUSALS)
     move(owner, reader, BATCH)
-    check_flat(before, [measure(worker) for worker in workers])
+    check_flat(before, [settled_and_held(worker) for worker in workers])
     number, metadata = owner.call(roles.expose_readable, [4096], seed=1)
     assert reader.call(roles.read, metadata, seed=1) == ("DONE", True)
     assert owner.call(roles.wait, number) == "DONE"
@@ -104,8 +85,8 @@ def test_memory_that_the_heap_gives_out_again(spawn, transport):
         assert owner.call(roles.wait, exposed) == "DONE"
         assert owner.call(roles.dispose, exposed)
         if number == 1_000:
-            before = [measure(worker) for worker in (owner, reader)]
-    after = [measure(worker) for worker in (owner, reader)]
+            before = [settled_and_held(worker) for worker in (owner, reader)]
+    after = [settled_and_held(worker) for worker in (owner, reader)]
     assert before is not None
     check_flat(before, after)
 

@@ -22,7 +22,6 @@ from support.outages import (
     catch,
     connect,
     eventually_called,
-    fail_to_read,
     fails_in_time,
     goes_on,
     is_quiesced,
@@ -199,7 +198,7 @@ def test_new_transfers_while_the_wire_is_cut(wire, at_ends):
     wire.cut()
     for _, metadata in exposed:
         begun = time.monotonic()
-        assert active.call(fail_to_read, metadata) in ("TransferTimeoutError", "TransferError")
+        assert active.call(roles.fail_to_read, metadata) in ("TransferTimeoutError", "TransferError")
         assert time.monotonic() - begun < STALL + LATE
     wire.mend()
     goes_on(owner, active)
@@ -216,7 +215,7 @@ def test_a_peer_that_cannot_be_reached_at_first(wire, spawn):
     active.call(roles.expose_readable, [1])
     wire.cut()
     begun = time.monotonic()
-    assert active.call(fail_to_read, metadata) in ("TransferTimeoutError", "TransferError")
+    assert active.call(roles.fail_to_read, metadata) in ("TransferTimeoutError", "TransferError")
     assert time.monotonic() - begun < STALL + LATE
     wire.mend()
     goes_on(owner, active)
@@ -233,7 +232,7 @@ def test_a_lease_ends_while_the_wire_is_cut(wire, at_ends):
     assert owner.call(roles.fail_to_wait, number) == ("LeaseExpiredError", "ERR")
     owner.call(wait_quiesced, number)
     wire.mend()
-    assert eventually_called(lambda: active.call(fail_to_read, metadata), "LeaseExpiredError")
+    assert eventually_called(lambda: active.call(roles.fail_to_read, metadata), "LeaseExpiredError")
     goes_on(owner, active)
 
 

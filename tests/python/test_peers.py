@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from dynamo_nixl import Descriptor, NixlConnectError, RdmaMetadata
 
 from support import flight, roles
 from support.flight import TCP
-from support.memory import blank
 
 pytestmark = pytest.mark.nixl
 
@@ -87,7 +85,7 @@ def test_an_owner_killed_before_the_read(spawn, transport):
     serve_once(owner, reader)
     _, metadata = owner.call(roles.expose_readable, [70_000])
     owner.kill()
-    assert reader.call(fail_to_read, metadata) == "PeerLostError"
+    assert reader.call(roles.fail_to_read, metadata) == "PeerLostError"
     serve_once(spawn(transport), reader)
 
 
@@ -96,7 +94,7 @@ def test_an_owner_killed_before_the_reader_knows_it(spawn, transport):
     owner.call(roles.use_connector, "the-worker")
     _, metadata = owner.call(roles.expose_readable, [70_000])
     owner.kill()
-    assert reader.call(fail_to_read, metadata) == "PeerLostError"
+    assert reader.call(roles.fail_to_read, metadata) == "PeerLostError"
     again = spawn(transport)
     again.call(roles.use_connector, "the-worker")
     serve_once(again, reader)
@@ -111,7 +109,7 @@ def test_a_killed_owner_comes_back_under_its_name(spawn, transport, notices):
     _, metadata = owner.call(roles.expose_readable, [70_000])
     owner.kill()
     if notices:
-        assert reader.call(fail_to_read, metadata) == "PeerLostError"
+        assert reader.call(roles.fail_to_read, metadata) == "PeerLostError"
     again = spawn(transport)
     again.call(roles.use_connector, "the-worker")
     serve_once(again, reader)
@@ -144,17 +142,6 @@ def test_a_reader_of_many_owners_holds_on_to_none(spawn):
     threads, files = zip(*seen, strict=True)
     assert max(threads) == threads[0], seen
     assert max(files[10:]) <= max(files[:10]), seen
-
-
-async def fail_to_read(here, metadata):
-    """Which error says that the peer cannot be reached, be it when the read begins or when it is awaited."""
-    remote = RdmaMetadata.model_validate(metadata)
-    try:
-        operation = await here.connector.begin_read(remote, Descriptor(blank(remote.descriptors[0].size)))
-        await operation.wait_for_completion()
-    except NixlConnectError as error:
-        return type(error).__name__
-    return "read"
 
 
 async def peers(here):

@@ -7,11 +7,10 @@ import contextlib
 import socket
 import time
 
-from dynamo_nixl import Descriptor, NixlConnectError, RdmaMetadata
+from dynamo_nixl import NixlConnectError
 
 from support import flight, namespaces, roles
 from support.here import eventually
-from support.memory import blank
 from support.workers import CallFailedError
 
 STALL = 2.0
@@ -182,14 +181,3 @@ async def stays_untouched(here, number, lasting=2.0):
     array[:] = 0x5A
     await asyncio.sleep(lasting)
     return bool((array == 0x5A).all())
-
-
-async def fail_to_read(here, metadata):
-    """Which error says that the peer cannot be reached, be it when the read begins or when it is awaited."""
-    remote = RdmaMetadata.model_validate(metadata)
-    try:
-        operation = await here.connector.begin_read(remote, Descriptor(blank(remote.descriptors[0].size)))
-        await operation.wait_for_completion()
-    except NixlConnectError as error:
-        return type(error).__name__
-    return "read"

@@ -91,6 +91,17 @@ async def fail_to_wait(here: Here, number: int) -> tuple[str, str]:
     raise AssertionError(f"the operation did not fail but ended as {operation.status}")
 
 
+async def fail_to_read(here: Here, metadata: dict[str, Any]) -> str:
+    """Which error says that the peer cannot be reached, be it when the read begins or when it is awaited."""
+    remote = RdmaMetadata.model_validate(metadata)
+    try:
+        operation = await here.connector.begin_read(remote, Descriptor(blank(remote.descriptors[0].size)))
+        await operation.wait_for_completion()
+    except dynamo_nixl.NixlConnectError as error:
+        return type(error).__name__
+    return "read"
+
+
 async def settled(here: Here) -> None:
     """Let go of what is kept and wait until nothing is left of this worker's operations."""
     here.kept.clear()

@@ -1,0 +1,40 @@
+"""What a worker's process holds, to be compared before and after something that has to leave nothing behind."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from support import roles
+
+if TYPE_CHECKING:
+    from support.workers import Worker
+
+
+class Held(NamedTuple):
+    """Files, threads, and what the connector counts."""
+
+    open_files: int
+    threads: int
+    peers: int
+    regions: int
+    exposures: int
+    transfers: int
+    unquiet_regions: int
+
+
+def held_by(worker: Worker) -> Held:
+    """What a worker holds now."""
+    counters = worker.call(roles.counters)
+    return Held(worker.open_files, worker.threads, *(counters[name] for name in Held._fields[2:]))
+
+
+def settled_and_held(worker: Worker) -> tuple[Held, int]:
+    """What a worker holds once its operations are over, and how much memory."""
+    worker.call(roles.settled)
+    return held_by(worker), worker.resident
+
+
+def grown(before: Held, after: Held, *, besides: tuple[str, ...] = ()) -> dict[str, tuple[int, int]]:
+    """What there is more of. Of files and threads there may be less: those that watch over processes end at times."""
+    pairs = {name: (getattr(before, name), getattr(after, name)) for name in Held._fields if name not in besides}
+    return {name: (then, now) for name, (then, now) in pairs.items() if now > then}
