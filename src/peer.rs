@@ -247,6 +247,21 @@ impl PeerTable {
         }
     }
 
+    /// Drops a peer whose process is dead, though `stranded` transfers are in flight with it that will never report their
+    /// end. False where others use it as well. Those transfers must not end their use of it any more.
+    pub fn bury(&mut self, transport: &dyn Transport, name: &AgentName, stranded: usize) -> bool {
+        if self.peers.get(name).is_none_or(|peer| peer.in_use != stranded) {
+            return false;
+        }
+        match transport.drop_peer(name) {
+            Ok(()) => self.peers.remove(name).is_some(),
+            Err(error) => {
+                tracing::warn!(%error, "a dead peer could not be dropped");
+                false
+            }
+        }
+    }
+
     /// A transfer with the peer failed: load it anew before the next one.
     pub fn mark_lost(&mut self, name: &AgentName) {
         if let Some(peer) = self.peers.get_mut(name) {

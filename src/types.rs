@@ -203,6 +203,6 @@ pub struct ProcessId {
     pub pid: u32,
     /// When the process was started: the lower 32 bits of field 22 of `/proc/<pid>/stat`.
     pub start: u32,
-    /// Where it runs: the first four bytes of the SHA-256 of the kernel's boot id and the inode of the pid namespace.
+    /// Where it runs: the CRC-32 of the kernel's boot id and the inode of the pid namespace.
     pub host: u32,
 }

@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,8 +14,8 @@ use dynamo_nixl::handle::OperationHandle;
 use dynamo_nixl::operation::{Outcome, Phase, Status};
 use dynamo_nixl::settings::Settings;
 use dynamo_nixl::transport::fake::{Call, Completion, Event, FakeNetwork};
-use dynamo_nixl::types::Direction;
-use dynamo_nixl::wire::Encoding;
+use dynamo_nixl::types::{Direction, ProcessId};
+use dynamo_nixl::wire::{self, Encoding, Envelope};
 
 use support::memory::Buffer;
 use support::{LIMIT, eventually};
@@ -256,7 +257,11 @@ fn only_the_transfer_that_breaks_the_connection_fails() {
         (&bench.moving, &bench.exposed, (&*bench.buffers[1], 1)),
         (&sibling, &exposed, (&local, 4)),
     ];
-    let [culprit, other] = if ended(&bench.moving) { pairs } else { [pairs[1], pairs[0]] };
+    let [culprit, other] = if ended(&bench.moving) {
+        pairs
+    } else {
+        [pairs[1], pairs[0]]
+    };
     assert_eq!(end(culprit.0), (Status::Errored, Some(ErrorKind::Transfer)));
     // What was in flight beside it fails as well, since the connection is one.
     bench.network.fail("reader", Call::Poll, 1);
@@ -270,4 +275,62 @@ fn only_the_transfer_that_breaks_the_connection_fails() {
     assert_eq!(end(culprit.1), (Status::Errored, Some(ErrorKind::Transfer)));
     drop((sibling, exposed));
     bench.finish();
+}
+
+/// The same metadata, as of an owner that runs in another process.
+fn owned_by(metadata: &str, owner: &std::process::Child) -> String {
+    let Envelope { blob, trailer, .. } = wire::decode(metadata).unwrap();
+    let mut trailer = trailer.unwrap();
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", owner.id())).unwrap();
+    let start: u64 = stat
+        .rsplit(") ")
+        .next()
+        .unwrap()
+        .split(' ')
+        .nth(19)
+        .unwrap()
+        .parse()
+        .unwrap();
+    trailer.process = Some(ProcessId {
+        pid: owner.id(),
+        start: u32::try_from(start & 0xffff_ffff).unwrap(),
+        ..trailer.process.unwrap()
+    });
+    wire::encode(&blob, Some(&trailer), Encoding::Base64).unwrap()
+}
+
+#[test]
+fn a_transfer_whose_dead_owner_nothing_tells_of_is_quiet_in_the_end() {
+    let network = FakeNetwork::new();
+    // SAFETY: as in `Bench::new`.
+    unsafe { network.copy_bytes() };
+    let settings = Settings::default();
+    let [reader, owner] = ["reader", "owner"].map(|name| Connector::with_factory(name, settings, network.factory()));
+    let [remote, local] = [1, 2].map(|seed| Buffer::patterned(BYTES, seed));
+    let exposed = owner
+        .expose(Direction::Read, vec![remote.memory()], None, false)
+        .unwrap();
+    assert!(exposed.operation().wait(Phase::Started, Some(LIMIT)));
+    let mut process = Command::new("sleep").arg("600").spawn().unwrap();
+    let metadata = owned_by(&exposed.metadata(Encoding::Base64).unwrap(), &process);
+    network.set_completion(Completion::Held);
+    let key = exposed.operation().key().clone();
+    let memory = vec![local.memory()];
+    let options = BeginOptions::default();
+    let stranded = reader
+        .begin(Direction::Read, &metadata, key, &[remote.range()], memory, options)
+        .unwrap();
+    eventually("a request is in flight", || network.in_flight() == 1);
+    network.vanish("owner");
+    process.kill().unwrap();
+    process.wait().unwrap();
+    assert_eq!(end(&stranded), (Status::Errored, Some(ErrorKind::PeerLost)));
+    assert!(!stranded.operation().is_quiet(), "no request has reported its end");
+    assert!(stranded.operation().wait(Phase::Quiet, Some(LIMIT)) && stranded.operation().is_quiet());
+    assert!(!network.finds_remote("reader", "owner", &[]), "the peer is dropped");
+    drop((stranded, exposed));
+    assert!(reader.close(LIMIT));
+    // In truth it lives, and would wait for a reader that has no more to say to it.
+    owner.close(Duration::ZERO);
+    assert_eq!(network.violations(), [""; 0]);
 }

@@ -1,5 +1,6 @@
 //! What a lane's driver works on: the agent with its peers and registrations, and the transfers under way.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,7 +24,7 @@ const UNHEARD_GRACE: Duration = Duration::from_millis(250);
 /// A small transfer takes three requests: a question, its bytes, a question.
 const MOST_BUDGETS: u32 = 4;
 
-/// How often the processes of peers are looked at that keep memory pinned, which nothing else would set free.
+/// How often the processes of peers are looked at, where nothing else would set memory free.
 const BURIAL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// An agent and what is known of its memory and peers.
@@ -55,7 +56,7 @@ pub(crate) struct LaneState {
     transfers: Vec<Transfer>,
     /// Memory under pieces that can never be shown quiet; pinned for the agent's life, or that of the peer's process.
     unquiet: Vec<Unquiet>,
-    /// When those peers' processes are looked at next.
+    /// When peers' processes are looked at next.
     next_burial: Instant,
     /// How many bytes of ended transfers with one peer may stay pinned before it gets no new ones.
     quarantine_limit: u64,
@@ -184,9 +185,10 @@ impl LaneState {
             }
             self.unquiet.extend(transfer.into_unquiet());
         }
-        if !self.unquiet.is_empty() && now >= self.next_burial {
+        if now >= self.next_burial {
             self.next_burial = now + BURIAL_INTERVAL;
             self.unquiet.retain(|unquiet| !unquiet.has_died());
+            self.bury(now);
         }
         let pages = self.resources.words.pages();
         Activity {
@@ -195,6 +197,23 @@ impl LaneState {
             waiting: ledger.waiting(),
             attached: !self.resources.peers.is_empty() || self.resources.regions.len() > pages,
             next_due: ledger.next_due(),
+        }
+    }
+
+    /// Drops peers whose process is dead where every transfer with them waits for that in vain.
+    fn bury(&mut self, now: Instant) {
+        let mut stranded: HashMap<AgentName, usize> = HashMap::new();
+        for transfer in self.transfers.iter().filter(|transfer| transfer.is_stranded(now)) {
+            *stranded.entry(transfer.peer().clone()).or_default() += 1;
+        }
+        for (peer, count) in stranded {
+            if !self.resources.peers.bury(&*self.resources.transport, &peer, count) {
+                continue;
+            }
+            let transfers = self.transfers.iter_mut();
+            transfers
+                .filter(|transfer| *transfer.peer() == peer && transfer.is_stranded(now))
+                .for_each(|transfer| transfer.bury(now));
         }
     }
 

@@ -4,8 +4,10 @@
 //! the owner, and is posted only when every other piece has ended well. An owner of our own kind is asked beforehand and
 //! at the end whether the exposure is still open; then it is that last question that carries the notification.
 //! A transfer that is cancelled or fails posts no further piece, ends for its waiters at once, and stays here with its
-//! memory pinned until NIXL has reported the end of every piece in flight: NIXL cannot stop them.
+//! memory pinned until NIXL has reported the end of every piece in flight, or the dead peer was dropped: NIXL cannot stop
+//! them.
 
+mod burial;
 mod clock;
 mod courtesy;
 mod requests;
@@ -108,6 +110,8 @@ enum Stage {
     Sealing,
     /// No further request; those in flight are driven to their end.
     Draining,
+    /// Its peer was dropped at that time, since its process is dead and what is in flight has stood still.
+    Buried(Instant),
     /// The wire is done with it.
     Over,
 }
@@ -312,6 +316,9 @@ impl Transfer {
         if matches!(self.stage, Stage::Queued | Stage::Over) {
             self.decline(resources);
             return Step::Over;
+        }
+        if let Stage::Buried(since) = self.stage {
+            return self.rest(since, now);
         }
         self.greet(resources);
         let mut progressed = self.poll(resources, now);

@@ -154,6 +154,12 @@ impl FakeNetwork {
         self.state.lock().kill(&AgentName::new(agent));
     }
 
+    /// The agent's process dies, and nothing tells: requests with it that are in flight stay there for ever, and may be given
+    /// up once the agent has been dropped.
+    pub fn vanish(&self, agent: &str) {
+        self.state.lock().vanish(&AgentName::new(agent));
+    }
+
     /// A notification arrives at `agent`, from nowhere. False where there is no such agent.
     pub fn deliver(&self, agent: &str, message: &[u8]) -> bool {
         self.state.lock().deliver(&AgentName::new(agent), message)

@@ -283,4 +283,9 @@ impl Request for FaultyRequest {
             }
         }
     }
+
+    fn give_up(&mut self) {
+        self.state = State::Over;
+        self.inner.give_up();
+    }
 }

@@ -43,6 +43,10 @@ pub trait Request: Send + fmt::Debug {
     /// # Errors
     /// As [`Request::post`].
     fn poll(&mut self) -> Result<Progress>;
+
+    /// Is told that the peer's process is dead and the agent has dropped it: the request will never report its end, its
+    /// bytes have stopped, and it may be released.
+    fn give_up(&mut self);
 }
 
 /// One agent: its registrations, its loaded peers, its requests and notifications.
@@ -89,7 +93,7 @@ pub trait Transport: Send + Sync + fmt::Debug {
     /// [`crate::error::ErrorKind::Metadata`].
     fn load_peer(&self, blob: &[u8]) -> Result<AgentName>;
 
-    /// Forgets a peer and disconnects from it. The caller has nothing in flight with it.
+    /// Forgets a peer and disconnects from it. The caller has nothing in flight with it, or the peer's process is dead.
     ///
     /// # Errors
     /// [`crate::error::ErrorKind::Backend`].

@@ -434,6 +434,12 @@ impl Request for NixlRequest {
         });
         self.settle("transfer", result)
     }
+
+    fn give_up(&mut self) {
+        if self.state == RequestState::InFlight {
+            self.state = RequestState::Over;
+        }
+    }
 }
 
 impl fmt::Debug for NixlRequest {

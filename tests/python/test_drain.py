@@ -95,9 +95,9 @@ def shared() -> Iterator[Shared]:
 def survivor(spawn, shared):
     """A worker with a raw agent that only looks at the wire when it is told to, and the shared memory registered."""
 
-    def make(transport: dict[str, str]) -> Worker:
+    def make(transport: dict[str, str], **options: Any) -> Worker:
         worker = spawn(transport | foreign.ENVIRONMENT, loses_peers=True)
-        worker.call(foreign.start, progress_thread=False)
+        worker.call(foreign.start, progress_thread=False, **options)
         worker.call(adopt, shared.path)
         return worker
 
@@ -108,9 +108,9 @@ def survivor(spawn, shared):
 def doomed(spawn):
     """A worker with a raw agent that will be killed."""
 
-    def make(transport: dict[str, str], *, progress_thread: bool) -> Worker:
+    def make(transport: dict[str, str], *, progress_thread: bool, **options: Any) -> Worker:
         worker = spawn(transport | foreign.ENVIRONMENT)
-        worker.call(foreign.start, progress_thread=progress_thread)
+        worker.call(foreign.start, progress_thread=progress_thread, **options)
         return worker
 
     return make
@@ -230,6 +230,71 @@ def look(here: Here, seconds: float) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         here.foreign.notifications()
+
+
+@pytest.mark.parametrize("direction", ["READ", "WRITE"])
+def test_nothing_lands_once_a_peer_that_died_before_its_first_answer_was_dropped(survivor, doomed, shared, direction):
+    """Nothing ever tells that such a request has ended. Dropping the peer ends it, and it can be released."""
+    active = survivor({}, **OURS)
+    owner = doomed({}, progress_thread=False, **OURS)
+    metadata = owner.call(expose_moved)
+    owner.pause()
+    active.call(begin_in_vain, metadata, direction)
+    kill_and_see(owner)
+    owner.kill()
+    states, late = active.call(drop_and_look, MUTE)
+    assert (states, late) == ({"PROC"}, 0)
+    fresh = doomed({}, progress_thread=True, **OURS)
+    assert active.call(read_first_page, fresh.call(expose_moved)) == "DONE"
+    assert shared.array[0] == MOVED
+
+
+OURS = {"engine_config": "MM_ERROR_HANDLING=y"}
+"""As agents of our own kind are made among themselves."""
+MUTE = 3.0
+"""Seconds in which a request to a dead owner reports nothing, where it ever would."""
+PAGE = 4096
+
+
+def begin_in_vain(here: Here, metadata: dict[str, Any], direction: str) -> None:
+    """Post a request to an owner that does not answer."""
+    here.peer, here.request = request_page(here, metadata, direction)
+    assert here.foreign.agent.transfer(here.request) == "PROC"
+
+
+def request_page(here: Here, metadata: dict[str, Any], direction: str) -> tuple[str, Any]:
+    agent = here.foreign.agent
+    peer = agent.add_remote_agent(foreign.decode(metadata["nixl_metadata"]))
+    ends = (here.shared.ctypes.data, metadata["descriptors"][0]["ptr"])
+    mine, theirs = (agent.get_xfer_descs([(start, PAGE, 0)], "DRAM") for start in ends)
+    return peer, agent.initialize_xfer(direction, mine, theirs, peer)
+
+
+def drop_and_look(here: Here, seconds: float) -> tuple[set[str], int]:
+    """Ask for a while, drop the peer, release the request and give its memory another use.
+
+    Returns what was said of it, and how many bytes landed afterwards.
+    """
+    agent = here.foreign.agent
+    end = time.monotonic() + seconds
+    states = set()
+    while time.monotonic() < end:
+        states.add(word_on(agent.check_xfer_state, here.request))
+    agent.remove_remote_agent(here.peer)
+    agent.release_xfer_handle(here.request)
+    here.shared[:] = CANARY
+    look(here, LATE)
+    return states, int(np.count_nonzero(here.shared != CANARY))
+
+
+def read_first_page(here: Here, metadata: dict[str, Any]) -> str:
+    """Read from an owner that answers."""
+    _, request = request_page(here, metadata, "READ")
+    state = here.foreign.agent.transfer(request)
+    deadline = time.monotonic() + LIMIT
+    while state == "PROC" and time.monotonic() < deadline:
+        state = here.foreign.agent.check_xfer_state(request)
+    return str(state)
 
 
 # An owner whose writer dies.

@@ -112,15 +112,11 @@ SHORT: dict[tuple[str, str], tuple[str, str]] = {
 # Over TCP UCX now and then aborts an owner whose reader dies while replies to it are queued, see `test_peers`.
 SHORT["reader", "unnotified"] = ("kill", "default")
 SHORT["owner of readable", "begin"] = ("kill", "tcp")
-LEFT_OUT = [(victim, "begin", "kill", "default") for victim in ("owner of readable", "owner of writable")]
-"""Their survivor is told rightly, but never lets go of its transfer."""
 
 
 def cells() -> list[Any]:
     made = []
     for victim, moment, event, transport in itertools.product(VICTIMS, MOMENTS, EVENTS, TRANSPORTS):
-        if (victim, moment, event, transport) in LEFT_OUT:
-            continue
         marks = () if SHORT[victim, moment] == (event, transport) else (pytest.mark.long,)
         made.append(pytest.param(victim, moment, event, transport, marks=marks))
     return made

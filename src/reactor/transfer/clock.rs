@@ -41,6 +41,11 @@ impl Clock {
         self.last_progress = now;
     }
 
+    /// How long no piece has ended.
+    pub(super) fn stillness(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.last_progress)
+    }
+
     /// The limit that has passed.
     pub(super) fn passed(&self, now: Instant) -> Option<Error> {
         let longer = |since: Instant, limit: Duration| now.saturating_duration_since(since) >= limit;

@@ -178,7 +178,10 @@ impl Transport for FakeTransport {
         let mut state = self.network.lock();
         state.scripted(&self.name, Call::Drop, ErrorKind::Backend)?;
         let busy = state.requests.values().any(|flight| {
-            flight.instance == self.instance && flight.peer == *peer && flight.state == RequestState::InFlight
+            flight.instance == self.instance
+                && flight.peer == *peer
+                && flight.state == RequestState::InFlight
+                && !state.has_vanished(flight.peer_instance)
         });
         if busy {
             state.violation(format!("{} dropped {peer} with a request in flight", self.name));

@@ -24,6 +24,8 @@ pub(super) struct Network {
     /// By age.
     pub(super) requests: BTreeMap<u64, Flight>,
     dead: HashSet<u64>,
+    /// Dead, and the network does not notice.
+    vanished: HashSet<u64>,
     next_number: u64,
 }
 
@@ -95,6 +97,7 @@ impl Network {
             agents: BTreeMap::new(),
             requests: BTreeMap::new(),
             dead: HashSet::new(),
+            vanished: HashSet::new(),
             next_number: 1,
         }
     }
@@ -155,6 +158,25 @@ impl Network {
                 .filter(|(_, agent)| agent.name == *name)
                 .map(|(instance, _)| *instance),
         );
+    }
+
+    pub(super) fn vanish(&mut self, name: &AgentName) {
+        let agents = self.agents.iter().filter(|(_, agent)| agent.name == *name);
+        let instances: Vec<u64> = agents.map(|(instance, _)| *instance).collect();
+        self.dead.extend(&instances);
+        self.vanished.extend(&instances);
+        for flight in self.requests.values_mut() {
+            if flight
+                .peer_instance
+                .is_some_and(|instance| instances.contains(&instance))
+            {
+                flight.completion = Completion::Held;
+            }
+        }
+    }
+
+    pub(super) fn has_vanished(&self, instance: Option<u64>) -> bool {
+        instance.is_some_and(|instance| self.vanished.contains(&instance))
     }
 
     /// Whether an instance can be reached.

@@ -25,7 +25,7 @@ impl FakeRequest {
             return scripted;
         };
         let result = scripted.and_then(|()| {
-            if state.is_alive(flight.peer_instance) {
+            if state.is_alive(flight.peer_instance) || state.has_vanished(flight.peer_instance) {
                 return Ok(());
             }
             Err(Error::new(ErrorKind::Transfer, "fake call", "the peer is gone").with_context("agent", &self.name))
@@ -95,6 +95,23 @@ impl Request for FakeRequest {
                 state.complete(self.id);
                 Ok(Progress::Done)
             }
+        }
+    }
+
+    fn give_up(&mut self) {
+        let mut state = self.network.lock();
+        let Some(flight) = state.requests.get(&self.id) else {
+            return;
+        };
+        let is_loaded = state
+            .agents
+            .get(&flight.instance)
+            .is_some_and(|agent| agent.peers.contains_key(&flight.peer));
+        if is_loaded || !state.has_vanished(flight.peer_instance) {
+            state.violation(format!("{} gave a request up that may still move", self.name));
+        }
+        if let Some(flight) = state.requests.get_mut(&self.id) {
+            flight.state = RequestState::Over;
         }
     }
 }
