@@ -50,8 +50,9 @@ impl OperationHandle {
     /// The text for `RdmaMetadata.nixl_metadata`; the passive side's, once it has started.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidArgument`] on the active side, else as the export fails.
+    /// [`ErrorKind::InvalidArgument`] on the active side; [`ErrorKind::Forked`]; else as the export fails.
     pub fn metadata(&self, encoding: Encoding) -> Result<String> {
+        process::refuse_forked(self.origin)?;
         match &*self.side {
             Side::Passive(exposure) => exposure.metadata(encoding),
             Side::Active(_) => Err(Error::new(
@@ -80,7 +81,8 @@ impl OperationHandle {
         }
     }
 
-    /// Whether this process may wait for the operation: in a forked child it never ends, and its lock may be held for ever.
+    /// Whether this process may wait for the operation, or look at more of it than its status: in a forked child it never
+    /// ends, and its lock may be held for ever.
     ///
     /// # Errors
     /// [`ErrorKind::Forked`].

@@ -292,9 +292,12 @@ impl Operation {
         true
     }
 
-    /// Forgets a watch, so that waits that are given up do not pile up.
-    pub fn unwatch(&self, ticket: u64) {
-        self.state.lock().waiters.retain(|waiter| waiter.ticket != ticket);
+    /// Forgets a watch, so that waits that are given up do not pile up. False where it had arrived already.
+    pub fn unwatch(&self, ticket: u64) -> bool {
+        let waiters = &mut self.state.lock().waiters;
+        let before = waiters.len();
+        waiters.retain(|waiter| waiter.ticket != ticket);
+        waiters.len() < before
     }
 
     /// Waits on this thread. False where `timeout` passed first; the operation goes on either way.
@@ -305,11 +308,7 @@ impl Operation {
         if !self.watch(phase, &sink, ticket) {
             return true;
         }
-        let arrived = thread.wait(timeout);
-        if !arrived {
-            self.unwatch(ticket);
-        }
-        arrived
+        thread.wait(timeout) || !self.unwatch(ticket)
     }
 
     /// Memory registered and peer loaded.

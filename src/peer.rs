@@ -10,6 +10,7 @@ mod metadata;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
@@ -68,6 +69,8 @@ struct Peer {
     last_use: u64,
     /// A transfer failed: the endpoint may be broken, whatever NIXL says of it.
     is_lost: bool,
+    /// When a transfer with it last moved.
+    last_progress: Option<Instant>,
     /// The last round in which somebody waited for the peer to fall quiet; newcomers must not keep it busy.
     wanted_quiet: Option<u64>,
 }
@@ -186,6 +189,7 @@ impl PeerTable {
                     in_use: 0,
                     last_use: self.clock,
                     is_lost: false,
+                    last_progress: None,
                     wanted_quiet: None,
                 };
                 self.peers.insert(name.clone(), peer);
@@ -267,6 +271,19 @@ impl PeerTable {
         if let Some(peer) = self.peers.get_mut(name) {
             peer.is_lost = true;
         }
+    }
+
+    /// A transfer with the peer has moved.
+    pub fn note_progress(&mut self, name: &AgentName, now: Instant) {
+        if let Some(peer) = self.peers.get_mut(name) {
+            peer.last_progress = Some(now);
+        }
+    }
+
+    /// When a transfer with the peer last moved, since it was loaded.
+    #[must_use]
+    pub fn last_progress(&self, name: &AgentName) -> Option<Instant> {
+        self.peers.get(name)?.last_progress
     }
 
     /// Whether a transfer with the peer failed since it was loaded.

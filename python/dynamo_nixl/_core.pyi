@@ -150,8 +150,8 @@ class Hub:
     def fileno(self) -> int: ...
     def watch(self, operation: Operation, phase: int, future: Future[Any]) -> int | None:
         """Resolve `future` once `operation` reaches `phase`; None when it already has. Otherwise a ticket."""
-    def forget(self, ticket: int) -> None:
-        """Drop a ticket whose future nobody awaits any more."""
+    def forget(self, ticket: int) -> bool:
+        """Drop a ticket whose future nobody awaits any more. True where its operation has arrived nevertheless."""
     def drain(self) -> None:
         """Resolve the futures whose operations have arrived. Loop's thread only; for `loop.add_reader`."""
 

@@ -98,6 +98,8 @@ def ensure_loaded() -> None:
         libefa, libucs = system_libefa(os.environ), mapped_libucs()
         if libefa is not None:
             _keep_efa_out(os.environ)
+        if libucs is None:
+            _silence(os.environ)
         try:
             _core.load_library(candidate.path)
         except ImportError as error:
@@ -217,6 +219,13 @@ def _keep_efa_out(environ: os._Environ[str]) -> None:
     # UCX's EFA module would load the system's libefa and with it a second copy of libnl-route, whose destructors crash
     # the process when it exits. Nothing but EFA adapters is lost; who has one can set UCX_MODULES=all.
     environ.setdefault("UCX_MODULES", "^efa")
+
+
+def _silence(environ: os._Environ[str]) -> None:
+    # Where a connection breaks, NIXL writes to stderr and UCX to stdout, both of which are the program's own; what
+    # matters of it is in the errors. And UCX takes SIGHUP, from the program's handler if need be, to switch its log on.
+    for name, value in (("UCX_LOG_LEVEL", "fatal"), ("NIXL_LOG_LEVEL", "FATAL"), ("UCX_DEBUG_SIGNO", "0")):
+        environ.setdefault(name, value)
 
 
 def _named_by_user(named: str) -> Candidate:

@@ -53,6 +53,9 @@ async def wait(operation: _core.Operation, phase: int, timeout: float | None = N
             async with asyncio.timeout(timeout):
                 await future
         except TimeoutError:
+            # The loop may have been busy past both, the end and the timer.
+            if hub.forget(ticket):
+                return
             raise TimeoutError(f"no end within {timeout:g} s; the operation goes on") from None
     except BaseException:
         # Cancelled, or the coroutine was closed: nobody will look at this future again.

@@ -15,6 +15,9 @@ class NixlConnectError(RuntimeError):
         The step that failed, such as `"load peer"` or `"post transfer"`; None where there is none.
     status
         NIXL's status as its C API names it, such as `"NIXL_CAPI_ERROR_BACKEND"`; None where NIXL had no part in it.
+    operation
+        What was under way (`readable`, `writable`, `read` or `write`) and its notification key, such as
+        `"readable 8ffc1dc9-aafc-43b5-82fd-8406eb1f4eb2"`; None where no operation was made.
     peer
         The name of the peer's agent; None where it is not known or had no part in it.
     bytes_done
@@ -25,6 +28,7 @@ class NixlConnectError(RuntimeError):
 
     phase: str | None = None
     status: str | None = None
+    operation: str | None = None
     peer: str | None = None
     bytes_done: int | None = None
     hint: str | None = None

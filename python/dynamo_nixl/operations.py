@@ -401,8 +401,10 @@ class PassiveOperation(AbstractOperation):
         """
         await self._finish(timeout)
 
-    def renew(self, lease: float | None) -> None:
+    def renew(self, lease: Seconds = DEFAULT) -> None:
         """Let the operation wait for its peer until `lease` seconds from now; None: for ever.
+
+        By default, as long as the connector lets each.
 
         Raises
         ------
@@ -411,7 +413,7 @@ class PassiveOperation(AbstractOperation):
         ValueError
             If `lease` is negative, or the operation has ended.
         """
-        self._native.renew(seconds("lease", lease, None))
+        self._native.renew(seconds("lease", lease, self._connection.connector._settings.lease))
 
     def _prepare_metadata(self) -> None:
         """Do what takes long for thousands of descriptors, so that `metadata` need not."""

@@ -123,9 +123,15 @@ impl Ledger {
 
     /// Ends an exposure. False where it had ended.
     pub(super) fn end(&self, record: &Arc<Record>, outcome: Outcome) -> bool {
-        if !record.note_end(&outcome) {
-            return false;
+        let is_noted = record.note_end(&outcome);
+        if is_noted {
+            self.conclude(record, outcome);
         }
+        is_noted
+    }
+
+    /// What follows from an end that was noted.
+    fn conclude(&self, record: &Arc<Record>, outcome: Outcome) {
         let is_complete = matches!(outcome, Outcome::Complete);
         self.state.lock().close(record);
         record.operation().finish(outcome);
@@ -133,7 +139,7 @@ impl Ledger {
             // The peer is done. Registered it stays until its holder gives it up: others may be reading, as upstream lets
             // them.
             record.settle();
-            return true;
+            return;
         }
         self.tell_users(record);
         if record.may_be_in_use() {
@@ -141,7 +147,6 @@ impl Ledger {
         } else {
             self.release(record);
         }
-        true
     }
 
     /// Keeps the memory of an exposure that has ended for a while.
@@ -177,6 +182,11 @@ impl Ledger {
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] where it has ended.
     pub(super) fn renew(&self, record: &Arc<Record>, lease: Option<Duration>) -> Result<()> {
+        self.change_lease(record, lease, None)
+    }
+
+    /// As [`Ledger::renew`]; nothing where the lease was to end at `seen` and somebody else has changed it since.
+    fn change_lease(&self, record: &Arc<Record>, lease: Option<Duration>, seen: Option<Instant>) -> Result<()> {
         let mut state = self.state.lock();
         let mut inner = record.inner();
         if inner.has_ended {
@@ -185,6 +195,9 @@ impl Ledger {
                 "renew lease",
                 "the operation has ended",
             ));
+        }
+        if seen.is_some() && seen != inner.lease_end {
+            return Ok(());
         }
         if let Some(end) = inner.lease_end {
             state.leases.remove(&(end, record.generation()));
@@ -258,12 +271,12 @@ impl Ledger {
                 let first = state.leases.first_key_value();
                 first
                     .filter(|((end, _), _)| *end <= now)
-                    .map(|(_, record)| Arc::clone(record))
+                    .map(|((end, _), record)| (*end, Arc::clone(record)))
             };
-            let Some(record) = expired else { break };
+            let Some((end, record)) = expired else { break };
             if record.inner().users.are_at_work() {
                 // Looked at again: its end will be noticed, but not that it is stopped.
-                let _ = self.renew(&record, Some(HELD_OPEN));
+                let _ = self.change_lease(&record, Some(HELD_OPEN), Some(end));
                 continue;
             }
             let error = Error::new(
@@ -273,7 +286,10 @@ impl Ledger {
             )
             .with_context("bytes", record.operation().bytes_total())
             .with_hint("a longer `lease`, or renew(); None is no limit");
-            self.end(&record, Outcome::Failed(error));
+            let outcome = Outcome::Failed(error);
+            if record.note_expiry(&outcome, end) {
+                self.conclude(&record, outcome);
+            }
         }
         let mut state = self.state.lock();
         while let Some(((due, _), record)) = state.grace.first_key_value() {

@@ -127,10 +127,20 @@ impl Record {
 
     /// Notes the end, and says so in the word, before anybody is told. False where it has ended before.
     pub(super) fn note_end(&self, outcome: &Outcome) -> bool {
+        self.note_end_if(outcome, |_| true)
+    }
+
+    /// As [`Record::note_end`] where its lease still ends at `end`: it may have been renewed since somebody looked.
+    pub(super) fn note_expiry(&self, outcome: &Outcome, end: Instant) -> bool {
+        self.note_end_if(outcome, |inner| inner.lease_end == Some(end))
+    }
+
+    fn note_end_if(&self, outcome: &Outcome, may_end: impl FnOnce(&Inner) -> bool) -> bool {
         let mut inner = self.inner.lock();
-        if std::mem::replace(&mut inner.has_ended, true) {
+        if inner.has_ended || !may_end(&inner) {
             return false;
         }
+        inner.has_ended = true;
         if let Some(word) = &inner.word {
             word.set(WordState::of(outcome).write(self.generation));
         }

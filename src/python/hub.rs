@@ -127,14 +127,13 @@ impl Hub {
         Ok(None)
     }
 
-    fn forget(&self, ticket: u64) {
+    /// Gives a watch up. True where its operation had arrived, whether or not its future knows.
+    fn forget(&self, ticket: u64) -> bool {
         if !self.origin.is_here() {
-            return;
+            return false;
         }
         let watch = self.watches.lock().remove(&ticket);
-        if let Some(watch) = watch {
-            watch.operation.unwatch(ticket);
-        }
+        watch.is_none_or(|watch| !watch.operation.unwatch(ticket))
     }
 
     fn drain(&self, py: Python<'_>) -> PyResult<()> {

@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pyo3::exceptions::PyValueError;
+use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::errors::to_exception;
+use crate::error::Error;
 use crate::handle::OperationHandle;
 use crate::operation::{Operation as CoreOperation, Outcome, Phase};
 use crate::types::Direction;
@@ -55,7 +57,24 @@ impl Operation {
 
     /// Raises `ForkedError` where waiting would last for ever.
     pub(super) fn refuse_forked(&self, py: Python<'_>) -> PyResult<()> {
-        self.handle.refuse_forked().map_err(|error| to_exception(py, &error))
+        self.handle.refuse_forked().map_err(|error| self.exception(py, &error))
+    }
+
+    /// The exception for an error of this operation.
+    fn exception(&self, py: Python<'_>, error: &Error) -> PyErr {
+        let exception = to_exception(py, error);
+        let name = match (self.core().direction(), self.core().peer()) {
+            (Direction::Read, Some(_)) => "read",
+            (Direction::Write, Some(_)) => "write",
+            (Direction::Read, None) => "readable",
+            (Direction::Write, None) => "writable",
+        };
+        let operation = format!("{name} {}", self.core().key().to_text());
+        // What cannot be set is no failure of the operation's.
+        match exception.value(py).setattr(intern!(py, "operation"), operation) {
+            Ok(()) => exception,
+            Err(failure) => failure,
+        }
     }
 }
 
@@ -68,8 +87,9 @@ impl Operation {
 
     /// Whether the operation got going, which one that failed or was cancelled before that never did.
     #[getter]
-    fn has_started(&self) -> bool {
-        self.core().has_started()
+    fn has_started(&self, py: Python<'_>) -> PyResult<bool> {
+        self.refuse_forked(py)?;
+        Ok(self.core().has_started())
     }
 
     #[getter]
@@ -100,7 +120,7 @@ impl Operation {
     fn metadata(&self, py: Python<'_>, hex_encode: bool) -> PyResult<String> {
         let encoding = if hex_encode { Encoding::Hex } else { Encoding::Base64 };
         py.detach(|| self.handle.metadata(encoding))
-            .map_err(|error| to_exception(py, &error))
+            .map_err(|error| self.exception(py, &error))
     }
 
     fn cancel(&self, py: Python<'_>) -> bool {
@@ -108,9 +128,10 @@ impl Operation {
     }
 
     fn raise_for_outcome(&self, py: Python<'_>) -> PyResult<()> {
+        self.refuse_forked(py)?;
         let outcome = self.core().outcome();
         match outcome.as_ref().and_then(Outcome::error) {
-            Some(error) => Err(to_exception(py, error)),
+            Some(error) => Err(self.exception(py, error)),
             None => Ok(()),
         }
     }
@@ -118,19 +139,24 @@ impl Operation {
     /// What `raise_for_outcome` would raise.
     #[getter]
     fn error<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        if let Err(forked) = self.refuse_forked(py) {
+            return Some(forked.into_value(py).into_bound(py).into_any());
+        }
         let outcome = self.core().outcome();
         let error = outcome.as_ref().and_then(Outcome::error)?;
-        Some(to_exception(py, error).into_value(py).into_bound(py).into_any())
+        Some(self.exception(py, error).into_value(py).into_bound(py).into_any())
     }
 
     #[getter]
-    fn is_quiet(&self) -> bool {
-        self.core().is_quiet()
+    fn is_quiet(&self, py: Python<'_>) -> PyResult<bool> {
+        self.refuse_forked(py)?;
+        Ok(self.core().is_quiet())
     }
 
     fn raise_for_never_quiet(&self, py: Python<'_>) -> PyResult<()> {
+        self.refuse_forked(py)?;
         match self.core().never_quiet() {
-            Some(error) => Err(to_exception(py, &error)),
+            Some(error) => Err(self.exception(py, &error)),
             None => Ok(()),
         }
     }
@@ -138,7 +164,7 @@ impl Operation {
     #[pyo3(signature = (lease))]
     fn renew(&self, py: Python<'_>, lease: Option<f64>) -> PyResult<()> {
         py.detach(|| self.handle.renew(lease.map(super::duration)))
-            .map_err(|error| to_exception(py, &error))
+            .map_err(|error| self.exception(py, &error))
     }
 
     #[pyo3(signature = (phase, timeout))]

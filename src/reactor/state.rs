@@ -143,6 +143,11 @@ impl LaneState {
 
     /// One look at the wire: notifications in, every transfer one step on.
     pub(crate) fn tick(&mut self) -> Activity {
+        self.tick_at(Instant::now)
+    }
+
+    /// As [`LaneState::tick`], with the time that is asked for once the notifications are in.
+    pub(crate) fn tick_at(&mut self, clock: impl FnOnce() -> Instant) -> Activity {
         let ledger = Arc::clone(&self.ledger);
         let mut notices = Vec::new();
         let received = self
@@ -161,7 +166,7 @@ impl LaneState {
                 transfer.hear(&notice);
             }
         }
-        let now = Instant::now();
+        let now = clock();
         progressed |= ledger.tick(now);
         for Letter { to, message } in ledger.take_outbox() {
             // Not through `add`: a lane that closes still says so.

@@ -45,6 +45,7 @@ struct Bench {
     ledger: Arc<Ledger>,
     lane: LaneState,
     next_local: u64,
+    limits: Limits,
 }
 
 /// A transfer that was handed to the lane.
@@ -98,6 +99,7 @@ impl Bench {
             ledger,
             lane,
             next_local: LOCAL,
+            limits: Limits::default(),
         }
     }
 
@@ -144,7 +146,7 @@ impl Bench {
         };
         (
             started,
-            Transfer::new(operation, Arc::clone(metadata), plan, memory, Limits::default()),
+            Transfer::new(operation, Arc::clone(metadata), plan, memory, self.limits),
         )
     }
 

@@ -306,7 +306,10 @@ impl Transfer {
         if self.stage == Stage::Queued && !self.operation.is_finished() {
             match self.start(resources, now) {
                 Ok(true) => {}
-                Ok(false) => match self.clock.passed(now) {
+                Ok(false) => match self
+                    .clock
+                    .passed_while_waiting(resources.peers.last_progress(self.peer()), now)
+                {
                     None => return Step::Unchanged,
                     Some(error) => self.abandon(Outcome::Failed(self.detailed(error))),
                 },
@@ -335,7 +338,12 @@ impl Transfer {
                 self.take_leave(resources);
             } else if !self.waits_for_reload(resources) {
                 match self.post_next(resources) {
-                    Ok(posted) => progressed |= posted,
+                    // Where the wire moves the bytes within the post, nothing is left for the next look to find.
+                    Ok(posted) if posted => {
+                        self.clock.progress(now);
+                        progressed = true;
+                    }
+                    Ok(_) => {}
                     Err(error) => self.fail(resources, error),
                 }
             }
@@ -351,7 +359,13 @@ impl Transfer {
             self.stage = Stage::Over;
             return Step::Over;
         }
-        if progressed { Step::Progressed } else { Step::Unchanged }
+        if !progressed {
+            return Step::Unchanged;
+        }
+        if self.courtesy.is_lasting() {
+            resources.peers.note_progress(self.remote.agent(), now);
+        }
+        Step::Progressed
     }
 
     /// False where it has to wait for its peer.

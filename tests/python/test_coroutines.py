@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import time
 import weakref
 
 import pytest
@@ -138,6 +139,32 @@ def test_a_timeout_ends_the_wait_only(two):
     assert owner.call(time_out, number) == ["INIT", "INIT"]
     assert reader.call(roles.read, metadata) == ("DONE", True)
     assert owner.call(roles.wait, number) == "DONE"
+
+
+def test_what_has_ended_when_the_timeout_is_looked_at_counts(two):
+    """The loop was busy past both, the end and the timer."""
+    owner, reader = two
+    number, metadata = owner.call(roles.expose_readable, [4096])
+    reading = reader.start(read_later, metadata)
+    assert owner.call(wait_in_a_busy_loop, number) == "DONE"
+    assert reading.result() == ("DONE", True)
+
+
+async def read_later(here, metadata):
+    await asyncio.sleep(0.1)
+    return await roles.read(here, metadata)
+
+
+async def wait_in_a_busy_loop(here, number):
+    operation, _ = here.kept[number]
+    waiting = asyncio.create_task(operation.wait_for_completion(timeout=0.01))
+    await asyncio.sleep(0)
+    deadline = time.monotonic() + 30
+    while str(operation.status) != "DONE" and time.monotonic() < deadline:
+        # The loop does not turn meanwhile.
+        time.sleep(0.01)  # noqa: ASYNC251
+    await waiting
+    return str(operation.status)
 
 
 def test_cancelling_a_task_that_begins(two):

@@ -412,11 +412,9 @@ def test_an_exit_in_the_middle_of_a_read_from_a_stopped_owner(spawn, tmp_path, e
 
 @pytest.mark.parametrize(("ending", "code"), ENDINGS.values(), ids=ENDINGS)
 def test_an_exit_of_an_owner_whose_reader_is_at_work(spawn, tmp_path, ending, code):
-    """UCX itself may remark on what is left of a connection whose other end stands still: it is told to be silent."""
-    reader = spawn(flight.TCP, loses_peers=True)
-    silent = flight.TCP | {"UCX_LOG_LEVEL": "fatal", "NIXL_LOG_LEVEL": "FATAL"}
+    reader = spawn(flight.TCP)
     source = AT_WORK + OWNS.format(size=flight.BIG, ending=textwrap.indent(ending, "    "))
-    process = scripts.start(program(source), tmp_path, silent)
+    process = scripts.start(program(source), tmp_path, flight.TCP)
     assert reader.call(roles.read, json.loads(process.stdout.readline()), seed=0)[0] == "DONE"
     begun = reader.call(roles.begin_read, json.loads(process.stdout.readline()))
     reader.pause()
@@ -445,10 +443,21 @@ def test_a_forked_child_and_its_parent_at_work(spawn, tmp_path, ending, code):
             except ForkedError:
                 return
             raise AssertionError("it was of use")
+        def refuses_call(use):
+            async def call():
+                use()
+            refuses(call)
         def in_child():
             refuses(lambda: connector.create_readable(Descriptor(bytearray(5000))))
             refuses(connector.warmup)
             refuses(lambda: operation.wait_for_completion(timeout=5))
+            refuses(operation.wait_quiesced)
+            refuses(lambda: operation.__aexit__(None, None, None))
+            refuses_call(operation.metadata)
+            refuses_call(operation.renew)
+            refuses_call(lambda: operation.is_quiesced)
+            assert isinstance(operation.error, ForkedError), operation.error
+            operation.cancel()
             {ending}
         def in_parent(child):
             _, status = os.waitpid(child, 0)
@@ -466,3 +475,29 @@ def test_a_forked_child_and_its_parent_at_work(spawn, tmp_path, ending, code):
         pytest.fail(str(scripts.end(process)))
     assert reader.call(roles.read, json.loads(text))[0] == "DONE"
     ended_well(process, 0)
+
+
+HANGS_UP = """
+    import os
+    import signal
+    calls = []
+    if {handles}:
+        signal.signal(signal.SIGHUP, lambda *_: calls.append(1))
+    def caught():
+        with open("/proc/self/status") as status:
+            fields = dict(line.split(":", 1) for line in status)
+        # But for 32 and 33, which are glibc's own and come with the first thread.
+        return [int(fields[name], 16) & ~(3 << 31) for name in ("SigCgt", "SigIgn", "SigBlk")]
+    before = caught()
+    everything = asyncio.run(exchange(5000))
+    assert caught() == before, (before, caught())
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert calls == [1], calls
+"""
+
+
+@pytest.mark.parametrize(("handles", "code"), [(True, 0), (False, -signal.SIGHUP)], ids=["handled", "default"])
+def test_signals_are_left_to_the_program(tmp_path, handles, code):
+    """UCX would take SIGHUP, to switch its log on."""
+    process = scripts.start(program(textwrap.dedent(HANGS_UP.format(handles=handles))), tmp_path)
+    ended_well(process, code)

@@ -1,5 +1,7 @@
 //! How a transfer's life goes and ends.
 
+use std::time::{Duration, Instant};
+
 use super::*;
 
 #[test]
@@ -329,4 +331,43 @@ fn an_exposure_that_comes_after_the_close_ends_at_once() {
         "nobody would ever end it"
     );
     assert_eq!(bench.ledger.waiting(), 0);
+}
+
+const STALL: Duration = Duration::from_secs(2);
+
+/// Starts a transfer that may not stand still, and looks at it once a second.
+fn look_each_second(completion: Completion) -> Started {
+    let mut bench = Bench::new(completion);
+    bench.limits.stall = Some(STALL);
+    let started = bench.start_pieces(9);
+    let start = Instant::now();
+    for second in 0..12 {
+        bench.lane.tick_at(|| start + Duration::from_secs(second));
+    }
+    bench.drain();
+    started
+}
+
+#[test]
+fn a_transfer_that_moves_within_its_posts_does_not_stand_still() {
+    assert_eq!(look_each_second(Completion::Inline).status(), Status::Complete);
+    assert_eq!(
+        look_each_second(Completion::Held).error_kind(),
+        Some(ErrorKind::Timeout)
+    );
+}
+
+#[test]
+fn what_has_ended_by_the_deadline_counts_before_it() {
+    for (released, expected) in [(1, Status::Complete), (0, Status::Errored)] {
+        let mut bench = Bench::new(Completion::Held);
+        bench.limits.timeout = Some(STALL);
+        let started = bench.start_pieces(1);
+        let start = Instant::now();
+        bench.lane.tick_at(|| start);
+        assert_eq!(bench.network.release(released), released);
+        bench.lane.tick_at(|| start + STALL);
+        assert_eq!(started.status(), expected);
+        bench.drain();
+    }
 }

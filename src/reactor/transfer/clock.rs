@@ -36,7 +36,7 @@ impl Clock {
         self.last_progress = now;
     }
 
-    /// A piece has ended.
+    /// A piece was posted, or has ended.
     pub(super) fn progress(&mut self, now: Instant) {
         self.last_progress = now;
     }
@@ -44,6 +44,12 @@ impl Clock {
     /// How long no piece has ended.
     pub(super) fn stillness(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.last_progress)
+    }
+
+    /// As [`Clock::passed`], where those it waits for last moved at `theirs`: that counts as its own progress.
+    pub(super) fn passed_while_waiting(&mut self, theirs: Option<Instant>, now: Instant) -> Option<Error> {
+        self.last_progress = theirs.map_or(self.last_progress, |theirs| theirs.max(self.last_progress));
+        self.passed(now)
     }
 
     /// The limit that has passed.
@@ -117,5 +123,23 @@ mod tests {
         assert_eq!(phase(&clock, made + 3 * SECOND - SECOND / 2), None);
         assert_eq!(phase(&clock, made + 3 * SECOND), Some("move bytes"));
         assert_eq!(phase(&Clock::new(Limits::default(), made), made + 9999 * SECOND), None);
+    }
+
+    #[test]
+    fn it_does_not_stand_still_while_those_it_waits_for_move() {
+        let made = Instant::now();
+        let limits = Limits {
+            timeout: None,
+            stall: Some(SECOND),
+        };
+        let mut clock = Clock::new(limits, made);
+        let theirs = Some(made + SECOND);
+        assert!(
+            clock
+                .passed_while_waiting(theirs, made + 2 * SECOND - SECOND / 2)
+                .is_none()
+        );
+        assert!(clock.passed_while_waiting(None, made + 2 * SECOND).is_some());
+        assert!(clock.passed_while_waiting(theirs, made + 2 * SECOND).is_some());
     }
 }

@@ -25,6 +25,13 @@ pub(super) struct Courtesy {
     watch: Option<Watch>,
 }
 
+impl Courtesy {
+    /// Whether the transfer takes more than a moment.
+    pub(super) fn is_lasting(&self) -> bool {
+        self.is_worth_it
+    }
+}
+
 impl Transfer {
     /// It was not over at once: a lane drives it.
     pub(crate) fn leave_to_lane(&mut self) {

@@ -76,9 +76,10 @@ class Call:
 class Worker:
     """A child process that runs functions. Its standard streams go to files in `folder`.
 
-    One that `loses_peers` may find what NIXL and UCX log about that on its standard streams, and nothing else. With
-    the `python` of another environment it runs functions of modules that import nothing but what is installed there.
-    A `prefix` is a command that ends by running the one behind it, such as nsenter.
+    One that `loses_peers` and has NIXL or UCX log may find what they say about that on its standard streams, and
+    nothing else; where nobody tells them to, they are silent. With the `python` of another environment it runs
+    functions of modules that import nothing but what is installed there. A `prefix` is a command that ends by running
+    the one behind it, such as nsenter.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Worker:
         prefix: Sequence[str] = (),
     ) -> None:
         self.name = name
-        self._loses_peers = loses_peers
+        self._loses_peers = loses_peers and not {"NIXL_LOG_LEVEL", "UCX_LOG_LEVEL"}.isdisjoint(extra)
         self._output, self._errors = folder / f"{name}.stdout", folder / f"{name}.stderr"
         self._connection, theirs = socket.socketpair()
         self._answers: dict[int, tuple[bool, Any]] = {}
