@@ -102,12 +102,17 @@ fn control_messages() -> [(&'static str, ControlMessage); 6] {
         (
             "ping",
             ControlMessage::Ping {
-                connection: connection(),
-                process: PROCESS,
+                operation: operation(),
                 nonce,
             },
         ),
-        ("pong", ControlMessage::Pong { nonce }),
+        (
+            "pong",
+            ControlMessage::Pong {
+                operation: operation(),
+                nonce,
+            },
+        ),
     ]
 }
 

@@ -242,12 +242,8 @@ fn control_message() -> impl Strategy<Value = ControlMessage> {
             reason,
             text
         }),
-        (connection(), process(), any::<u64>()).prop_map(|(connection, process, nonce)| ControlMessage::Ping {
-            connection,
-            process,
-            nonce
-        }),
-        any::<u64>().prop_map(|nonce| ControlMessage::Pong { nonce }),
+        (operation(), any::<u64>()).prop_map(|(operation, nonce)| ControlMessage::Ping { operation, nonce }),
+        (operation(), any::<u64>()).prop_map(|(operation, nonce)| ControlMessage::Pong { operation, nonce }),
     ]
 }
 

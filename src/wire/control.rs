@@ -103,17 +103,17 @@ pub enum ControlMessage {
         /// The same for people, of any characters; cut at [`limits::MAX_CONTROL_TEXT`] bytes when written.
         text: String,
     },
-    /// Either side: is anybody there?
+    /// Either side: are you still there, for this operation?
     Ping {
-        /// The sender's agent metadata without regions, not parsed: where the answer goes.
-        connection: Bytes,
-        /// The sender.
-        process: ProcessId,
+        /// The operation's notification key.
+        operation: OperationKey,
         /// Comes back in the answer.
         nonce: u64,
     },
     /// Either side: the answer to a ping.
     Pong {
+        /// The ping's.
+        operation: OperationKey,
         /// The ping's.
         nonce: u64,
     },
@@ -175,19 +175,13 @@ impl ControlMessage {
                 body.push(ENDED);
                 put_end(&mut body, operation, *reason, text)?;
             }
-            Self::Ping {
-                connection,
-                process,
-                nonce,
-            } => {
+            Self::Ping { operation, nonce } => {
                 body.push(PING);
-                put(&mut body, CONNECTION, connection);
-                put(&mut body, PROCESS, &process::to_bytes(*process));
-                put(&mut body, NONCE, &nonce.to_le_bytes());
+                put_question(&mut body, operation, *nonce)?;
             }
-            Self::Pong { nonce } => {
+            Self::Pong { operation, nonce } => {
                 body.push(PONG);
-                put(&mut body, NONCE, &nonce.to_le_bytes());
+                put_question(&mut body, operation, *nonce)?;
             }
         }
         if body.len() > limits::MAX_CONTROL_MESSAGE {
@@ -242,11 +236,11 @@ impl ControlMessage {
                 text: fields.text.take().unwrap_or_default(),
             },
             PING => Self::Ping {
-                connection: required(&mut fields.connection, CONNECTION)?,
-                process: required(&mut fields.process, PROCESS)?,
+                operation: required(&mut fields.operation, OPERATION)?,
                 nonce: required(&mut fields.nonce, NONCE)?,
             },
             _ => Self::Pong {
+                operation: required(&mut fields.operation, OPERATION)?,
                 nonce: required(&mut fields.nonce, NONCE)?,
             },
         };
@@ -261,6 +255,12 @@ fn put_end(body: &mut Vec<u8>, operation: &OperationKey, reason: EndReason, text
     put_operation(body, operation)?;
     put(body, REASON, &[reason as u8]);
     put(body, TEXT, cut(text).as_bytes());
+    Ok(())
+}
+
+fn put_question(body: &mut Vec<u8>, operation: &OperationKey, nonce: u64) -> Result<()> {
+    put_operation(body, operation)?;
+    put(body, NONCE, &nonce.to_le_bytes());
     Ok(())
 }
 

@@ -126,7 +126,10 @@ fn malformed_messages_are_refused() {
         (of(QUIET, &[operation, &[200]]), "ends within a field (field=200)"),
         (of(QUIET, &[&field(OPERATION, b"")]), "wrong size (field=1"),
         (of(LEFT, &[operation, &field(REASON, &[1, 1])]), "wrong size (field=4"),
-        (of(PONG, &[&field(NONCE, &[1; 4])]), "wrong size (field=6"),
+        (of(PING, &[operation]), "missing (field=6)"),
+        (of(PING, &[&field(NONCE, &[1; 8])]), "missing (field=1)"),
+        (of(PONG, &[&field(NONCE, &[1; 8])]), "missing (field=1)"),
+        (of(PONG, &[operation, &field(NONCE, &[1; 4])]), "wrong size (field=6"),
         (of(HELLO, &[&field(PROCESS, &[1; 11])]), "wrong size (field=3"),
         (
             of(ENDED, &[operation, reason, &field(TEXT, &[0xff])]),
