@@ -1,7 +1,9 @@
 //! The passive side of an operation: memory that a peer may read or write once.
 
+mod keepalive;
 mod ledger;
 mod messages;
+mod pulse;
 mod record;
 mod users;
 
@@ -10,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub(crate) use self::ledger::Ledger;
-pub(crate) use self::messages::{Letter, Notice, reason_of};
+pub(crate) use self::messages::{Letter, News, Notice, reason_of};
 use self::record::Inner;
 pub(crate) use self::record::{Record, WordState};
 use crate::checksum::Checksum;

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use self::loaded::{Loaded, Stale};
 pub use self::metadata::RemoteMetadata;
 use crate::error::{Error, ErrorKind, Result};
-use crate::transport::Transport;
+use crate::transport::{LOAD_PEER, Transport};
 use crate::types::{AgentName, MemoryRange};
 use crate::wire::Connection;
 
@@ -141,10 +141,10 @@ impl PeerTable {
     /// [`ErrorKind::Metadata`] where NIXL refuses the metadata.
     pub fn prepare(&mut self, transport: &dyn Transport, wanted: Wanted<'_>) -> Result<bool> {
         let name = wanted.metadata.agent();
-        if self.refused.lock().contains(name) {
+        if self.refuses(name) {
             return Err(Error::new(
                 ErrorKind::Transfer,
-                "load peer",
+                LOAD_PEER,
                 "this agent could not load the peer and cannot try again",
             )
             .with_context("peer", name)
@@ -203,6 +203,12 @@ impl PeerTable {
         })?;
         debug_assert_eq!(&loaded, name);
         Ok(true)
+    }
+
+    /// Whether this agent does not try a peer of that name any more.
+    #[must_use]
+    pub fn refuses(&self, name: &AgentName) -> bool {
+        self.refused.lock().contains(name)
     }
 
     /// This agent does not try that peer again.

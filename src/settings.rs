@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// No peer is asked more often, however short `keepalive` is.
+const SHORTEST_KEEPALIVE: Duration = Duration::from_millis(100);
+
 /// A connector's defaults for its operations. `None` is no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -12,12 +15,20 @@ pub struct Settings {
     pub grace: Duration,
     /// How long a transfer may stand still.
     pub stall_timeout: Option<Duration>,
-    /// How often a peer on another host, of which nothing is heard, is asked whether it is there.
+    /// How often a peer whose process cannot be watched is asked whether it is there, while a transfer with it is under way;
+    /// 0.1 s at the least. `None`: it is never asked.
     pub keepalive: Option<Duration>,
     /// How long a transfer may take, from its start.
     pub timeout: Option<Duration>,
     /// How many bytes may stay pinned after their operations have ended: a peer, for transfers; in all, for exposures.
     pub quarantine_limit: u64,
+}
+
+impl Settings {
+    /// How often peers are asked.
+    pub(crate) fn keepalive_interval(&self) -> Option<Duration> {
+        self.keepalive.map(|keepalive| keepalive.max(SHORTEST_KEEPALIVE))
+    }
 }
 
 impl Default for Settings {

@@ -29,7 +29,9 @@ const HELD_OPEN: Duration = Duration::from_secs(1);
 pub(crate) struct Ledger {
     grace: Duration,
     quarantine_limit: u64,
-    state: Mutex<State>,
+    /// How often peers are asked that cannot be watched.
+    pub(super) keepalive: Option<Duration>,
+    pub(super) state: Mutex<State>,
     matched: AtomicU64,
     pub(super) unknown: AtomicU64,
     pub(super) malformed: AtomicU64,
@@ -37,7 +39,7 @@ pub(crate) struct Ledger {
 }
 
 #[derive(Debug, Default)]
-struct State {
+pub(super) struct State {
     open: HashMap<OperationKey, Arc<Record>>,
     /// Ordered by their ends; the generation tells those of one moment apart.
     leases: BTreeMap<(Instant, u64), Arc<Record>>,
@@ -46,12 +48,14 @@ struct State {
     /// The same by their keys.
     ended: HashMap<OperationKey, Arc<Record>>,
     grace_bytes: u64,
+    /// When those at work on them are asked next whether they are there.
+    pub(super) pulses: BTreeMap<(Instant, u64), Arc<Record>>,
     /// To be sent by the lane's thread.
     outbox: Vec<Letter>,
     /// To be let go on the lane's thread: deregistering can take as long as registering.
     released: VecDeque<Released>,
     /// Why nothing will end well any more, once the lane closes.
-    closed: Option<Error>,
+    pub(super) closed: Option<Error>,
     /// Nobody will look here any more.
     is_over: bool,
 }
@@ -81,10 +85,18 @@ impl State {
         }
     }
 
+    /// Nobody who is at work on it is asked any more.
+    fn leave_alone(&mut self, record: &Record) {
+        if let Some(due) = record.inner().pulse_due.take() {
+            self.pulses.remove(&(due, record.generation()));
+        }
+    }
+
     /// What has left grace gives its memory up.
     fn let_go(&mut self, record: &Record) {
         self.grace_bytes -= record.operation().bytes_total();
         self.ended.remove(record.operation().key());
+        self.leave_alone(record);
         self.released.push_back(record.release());
     }
 }
@@ -94,6 +106,7 @@ impl Ledger {
         Self {
             grace: settings.grace,
             quarantine_limit: settings.quarantine_limit,
+            keepalive: settings.keepalive_interval(),
             state: Mutex::default(),
             matched: AtomicU64::new(0),
             unknown: AtomicU64::new(0),
@@ -138,6 +151,7 @@ impl Ledger {
         if is_complete && record.inner().users.is_empty() {
             // The peer is done. Registered it stays until its holder gives it up: others may be reading, as upstream lets
             // them.
+            self.state.lock().leave_alone(record);
             record.settle();
             return;
         }
@@ -172,6 +186,7 @@ impl Ledger {
     pub(super) fn release(&self, record: &Arc<Record>) {
         let released = record.release();
         let mut state = self.state.lock();
+        state.leave_alone(record);
         if !state.is_over {
             state.released.push_back(released);
         }
@@ -182,11 +197,11 @@ impl Ledger {
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] where it has ended.
     pub(super) fn renew(&self, record: &Arc<Record>, lease: Option<Duration>) -> Result<()> {
-        self.change_lease(record, lease, None)
+        self.change_lease(record, lease.and_then(|lease| Instant::now().checked_add(lease)), None)
     }
 
-    /// As [`Ledger::renew`]; nothing where the lease was to end at `seen` and somebody else has changed it since.
-    fn change_lease(&self, record: &Arc<Record>, lease: Option<Duration>, seen: Option<Instant>) -> Result<()> {
+    /// Lets the lease end at `until`; nothing where it was to end at `seen` and somebody else has changed it since.
+    fn change_lease(&self, record: &Arc<Record>, until: Option<Instant>, seen: Option<Instant>) -> Result<()> {
         let mut state = self.state.lock();
         let mut inner = record.inner();
         if inner.has_ended {
@@ -202,7 +217,7 @@ impl Ledger {
         if let Some(end) = inner.lease_end {
             state.leases.remove(&(end, record.generation()));
         }
-        inner.lease_end = lease.and_then(|lease| Instant::now().checked_add(lease));
+        inner.lease_end = until;
         if let Some(end) = inner.lease_end {
             state.leases.insert((end, record.generation()), Arc::clone(record));
         }
@@ -265,6 +280,7 @@ impl Ledger {
     /// Does what is due. Called on the lane's thread, after the notifications of that look: what has come in time counts.
     /// True where there was memory to let go, and may be more.
     pub(crate) fn tick(&self, now: Instant) -> bool {
+        self.beat(now);
         loop {
             let expired = {
                 let state = self.state.lock();
@@ -276,7 +292,7 @@ impl Ledger {
             let Some((end, record)) = expired else { break };
             if record.inner().users.are_at_work() {
                 // Looked at again: its end will be noticed, but not that it is stopped.
-                let _ = self.change_lease(&record, Some(HELD_OPEN), Some(end));
+                let _ = self.change_lease(&record, Some(now + HELD_OPEN), Some(end));
                 continue;
             }
             let error = Error::new(
@@ -324,7 +340,11 @@ impl Ledger {
     /// When [`Ledger::tick`] has something to do next.
     pub(crate) fn next_due(&self) -> Option<Instant> {
         let state = self.state.lock();
-        let firsts = [state.leases.first_key_value(), state.grace.first_key_value()];
+        let firsts = [
+            state.leases.first_key_value(),
+            state.grace.first_key_value(),
+            state.pulses.first_key_value(),
+        ];
         firsts.into_iter().flatten().map(|((due, _), _)| *due).min()
     }
 
@@ -348,6 +368,7 @@ impl Ledger {
             state.grace_bytes = 0;
             state.ended.clear();
             state.outbox.clear();
+            state.pulses.clear();
             (std::mem::take(&mut state.grace), std::mem::take(&mut state.released))
         };
         for record in graced.into_values() {
@@ -356,11 +377,11 @@ impl Ledger {
         drop(released);
     }
 
-    /// Whether a peer is known that is not done with one of the exposures.
+    /// Whether a peer is known that is not done with one of the exposures, and not lost.
     pub(crate) fn is_used(&self) -> bool {
         let state = self.state.lock();
         let mut records = state.open.values().chain(state.ended.values());
-        records.any(|record| !record.inner().users.is_empty())
+        records.any(|record| record.inner().users.are_expected())
     }
 
     /// How many exposures wait.

@@ -2,31 +2,52 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use bytes::Bytes;
 
 use super::ledger::Ledger;
 use super::record::Record;
 use crate::error::{Error, ErrorKind};
-use crate::operation::Outcome;
+use crate::operation::{Operation, Outcome};
 use crate::peer::RemoteMetadata;
 use crate::process;
-use crate::types::{AgentName, OperationKey, ProcessId};
+use crate::types::{AgentName, Direction, OperationKey, ProcessId};
 use crate::wire::{ControlMessage, EndReason, Incoming};
 
 /// A message to a peer, which may have to be loaded for it.
 #[derive(Debug)]
 pub(crate) struct Letter {
     pub(crate) to: Arc<RemoteMetadata>,
-    pub(crate) message: Vec<u8>,
+    /// Ends when the message has been sent, or could not be; its key is the message.
+    pub(crate) operation: Arc<Operation>,
 }
 
-/// What a peer has told of an exposure of its own, which a transfer of ours may be at work on.
+impl Letter {
+    /// `None` where the message exceeds what may be sent.
+    pub(crate) fn new(to: Arc<RemoteMetadata>, message: &ControlMessage) -> Option<Self> {
+        let message = OperationKey::new(message.encode().ok()?);
+        let operation = Operation::new(Direction::Read, message, Some(to.agent().clone()), 0);
+        Some(Self { to, operation })
+    }
+}
+
+/// What a peer has to say of an operation that is no exposure of ours, but may be a transfer.
 #[derive(Debug)]
 pub(crate) struct Notice {
     pub(crate) sender: AgentName,
     pub(crate) operation: OperationKey,
-    pub(crate) error: Error,
+    pub(crate) news: News,
+}
+
+#[derive(Debug)]
+pub(crate) enum News {
+    /// The peer's exposure has ended.
+    Ended(Error),
+    /// Is the transfer under way?
+    Ping(u64),
+    /// The peer is there.
+    Pong(u64),
 }
 
 impl Ledger {
@@ -87,11 +108,11 @@ impl Ledger {
                 return Some(Notice {
                     sender: sender.clone(),
                     operation,
-                    error: ended(sender, reason, &text),
+                    news: News::Ended(ended(sender, reason, &text)),
                 });
             }
-            // Reserved: nobody sends them yet.
-            ControlMessage::Ping { .. } | ControlMessage::Pong { .. } => {}
+            ControlMessage::Ping { operation, nonce } => return self.hear_ping(sender, operation, nonce),
+            ControlMessage::Pong { operation, nonce } => return self.hear_pong(sender, operation, nonce),
         }
         None
     }
@@ -121,11 +142,15 @@ impl Ledger {
                 ledger.bury(&dead_key, &dead);
             }
         });
-        record.inner().users.watch(sender, watch);
+        let is_unseen = watch.is_none();
+        record.inner().users.watch(sender, watch, self.keepalive.is_some());
+        if is_unseen {
+            self.attend(&record, Instant::now());
+        }
     }
 
     /// The process of an active side is dead.
-    fn bury(self: &Arc<Self>, key: &OperationKey, agent: &AgentName) {
+    pub(super) fn bury(&self, key: &OperationKey, agent: &AgentName) {
         let Some(record) = self.known(key) else { return };
         let user = record.inner().users.remove(agent);
         if user.is_none() {
@@ -163,8 +188,8 @@ impl Ledger {
             reason,
             text,
         };
-        if let Ok(message) = message.encode() {
-            self.send(Letter { to, message });
+        if let Some(letter) = Letter::new(to, &message) {
+            self.send(letter);
         }
     }
 }

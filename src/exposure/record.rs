@@ -82,6 +82,8 @@ pub(super) struct Inner {
     pub(super) lease_end: Option<Instant>,
     /// Until when its memory is held, once it has ended.
     pub(super) grace_end: Option<Instant>,
+    /// When those at work on it whose processes cannot be watched are asked next.
+    pub(super) pulse_due: Option<Instant>,
     /// The sum of its bytes, where it was asked for.
     pub(super) checksum: Option<u32>,
     /// Who is known to be at work on it.
@@ -101,6 +103,7 @@ impl Record {
                 exported: None,
                 lease_end,
                 grace_end: None,
+                pulse_due: None,
                 checksum: None,
                 users: Users::default(),
                 has_ended: false,

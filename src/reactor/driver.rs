@@ -90,6 +90,7 @@ fn live(
                 connection: Bytes::copy_from_slice(&connection_info),
                 process,
             }),
+            keepalive: shared.settings.keepalive_interval(),
             last_unheard: None,
         };
         let state = LaneState::new(resources, Arc::clone(&ledger), shared.settings.quarantine_limit);

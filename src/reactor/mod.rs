@@ -5,6 +5,7 @@
 //! caller may also drive a lane itself for a moment, when the transfer is small and nobody else holds the lane: such a
 //! transfer ends without a thread hop.
 
+mod answers;
 pub(crate) mod closing;
 pub(crate) mod driver;
 pub(crate) mod idle;

@@ -6,15 +6,17 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::answers::Answers;
 use super::idle::Activity;
 use super::transfer::{Step, Transfer, Unquiet};
 use crate::error::{Error, ErrorKind};
-use crate::exposure::{Ledger, Letter};
+use crate::exposure::{Ledger, News, Notice};
 use crate::operation::Outcome;
 use crate::peer::PeerTable;
 use crate::region::RegionTable;
 use crate::transport::Transport;
-use crate::types::{AgentName, ProcessId};
+use crate::types::{AgentName, OperationKey, ProcessId};
+use crate::wire::{ControlMessage, EndReason};
 use crate::words::WordTable;
 
 /// How long a lane that closes goes on driving what no request tells of. Connecting to a peer that looks at the wire every
@@ -36,6 +38,8 @@ pub(crate) struct Resources {
     pub(crate) words: Arc<WordTable>,
     /// How peers of our own kind reach this agent, and whose it is; `None` where they cannot be told.
     pub(crate) introduction: Option<Introduction>,
+    /// How long an owner that was lost sight of may take to answer; `None` where it is not asked.
+    pub(crate) keepalive: Option<Duration>,
     /// When a peer was last connected to, or notified, without a request that tells when that is over.
     pub(crate) last_unheard: Option<Instant>,
 }
@@ -46,6 +50,17 @@ pub(crate) struct Introduction {
     /// The agent's metadata without regions.
     pub(crate) connection: Bytes,
     pub(crate) process: ProcessId,
+}
+
+impl Introduction {
+    /// What it says when it begins to move an owner's bytes.
+    pub(crate) fn hello(&self, operation: OperationKey) -> ControlMessage {
+        ControlMessage::Hello {
+            operation,
+            connection: self.connection.clone(),
+            process: self.process,
+        }
+    }
 }
 
 /// One lane's state. Whoever holds its lock drives the lane: its thread, or a caller with a small transfer.
@@ -60,6 +75,7 @@ pub(crate) struct LaneState {
     next_burial: Instant,
     /// How many bytes of ended transfers with one peer may stay pinned before it gets no new ones.
     quarantine_limit: u64,
+    answers: Answers,
     is_closing: bool,
 }
 
@@ -72,6 +88,7 @@ impl LaneState {
             unquiet: Vec::new(),
             next_burial: Instant::now(),
             quarantine_limit,
+            answers: Answers::default(),
             is_closing: false,
         }
     }
@@ -161,17 +178,14 @@ impl LaneState {
                 false
             }
         };
-        for notice in notices {
-            for transfer in &mut self.transfers {
-                transfer.hear(&notice);
-            }
-        }
         let now = clock();
-        progressed |= ledger.tick(now);
-        for Letter { to, message } in ledger.take_outbox() {
-            // Not through `add`: a lane that closes still says so.
-            self.transfers.push(Transfer::telling(to, message));
+        for notice in notices {
+            self.hear(notice, now);
         }
+        progressed |= ledger.tick(now);
+        // Not through `add`: a lane that closes still says so.
+        self.transfers
+            .extend(ledger.take_outbox().into_iter().map(Transfer::telling));
         self.resources.peers.begin_round();
         // In the order they came, so that transfers that wait for the same peer get it in that order.
         let mut over = Vec::new();
@@ -219,6 +233,44 @@ impl LaneState {
             transfers
                 .filter(|transfer| *transfer.peer() == peer && transfer.is_stranded(now))
                 .for_each(|transfer| transfer.bury(now));
+        }
+    }
+
+    fn hear(&mut self, notice: Notice, now: Instant) {
+        if let News::Ping(nonce) = notice.news {
+            return self.answer(&notice.sender, notice.operation, nonce, now);
+        }
+        for transfer in &mut self.transfers {
+            transfer.hear(&notice);
+        }
+    }
+
+    /// A peer asks whether a transfer with it is under way. Nobody is loaded for an answer.
+    fn answer(&mut self, peer: &AgentName, operation: OperationKey, nonce: u64, now: Instant) {
+        if self.resources.peers.is_lost(peer) || !self.answers.admit(peer, now) {
+            return;
+        }
+        let mut transfers = self.transfers.iter();
+        let is_known = transfers.any(|transfer| transfer.is_about(peer, &operation));
+        let mut answers = vec![ControlMessage::Pong {
+            operation: operation.clone(),
+            nonce,
+        }];
+        if !is_known {
+            // The peer has missed how that ended.
+            answers.push(ControlMessage::Left {
+                operation: operation.clone(),
+                reason: EndReason::Failed,
+                text: "no such transfer is under way".to_owned(),
+            });
+            answers.push(ControlMessage::Quiet { operation });
+        }
+        for answer in answers {
+            let Ok(message) = answer.encode() else { return };
+            if let Err(error) = self.resources.transport.notify(peer, &message) {
+                tracing::debug!(%error, "a ping could not be answered");
+                return self.resources.peers.mark_lost(peer);
+            }
         }
     }
 

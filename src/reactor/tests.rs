@@ -88,6 +88,7 @@ impl Bench {
             regions: Arc::clone(&regions),
             words: WordTable::new(Arc::clone(&regions)),
             introduction: None,
+            keepalive: None,
             last_unheard: None,
         };
         let lane = LaneState::new(resources, Arc::clone(&ledger), settings.quarantine_limit);

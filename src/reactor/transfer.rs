@@ -10,6 +10,7 @@
 mod burial;
 mod clock;
 mod courtesy;
+mod inquiry;
 mod requests;
 mod validity;
 
@@ -19,11 +20,13 @@ use std::time::{Duration, Instant};
 use self::clock::Clock;
 pub(crate) use self::clock::Limits;
 use self::courtesy::Courtesy;
+use self::inquiry::Inquiry;
 use self::validity::Validity;
 use super::state::Resources;
 use crate::checksum::Checksum;
 use crate::descriptor::{Piece, PieceCursor, PieceLimits, TransferPlan};
 use crate::error::{Error, ErrorKind, Result};
+use crate::exposure::Letter;
 use crate::hints::Facts;
 use crate::operation::{Operation, Outcome, Pin};
 use crate::peer::{Plan, RemoteMetadata, Wanted};
@@ -74,6 +77,8 @@ pub(crate) struct Transfer {
     is_unquiet: bool,
     /// What its owner, where that is of our own kind, knows of it.
     courtesy: Courtesy,
+    /// Why it fails, and what is being found out about its owner before it does.
+    inquiry: Option<Inquiry>,
     is_letter: bool,
     pin: Pin,
 }
@@ -108,6 +113,8 @@ enum Stage {
     Moving,
     /// All has moved; the owner is asked, and told.
     Sealing,
+    /// It has failed: those in flight are driven to their end, then the owner is asked whether it is there.
+    Inquiring,
     /// No further request; those in flight are driven to their end.
     Draining,
     /// Its peer was dropped at that time, since its process is dead and what is in flight has stood still.
@@ -179,6 +186,7 @@ impl Transfer {
             memory,
             is_unquiet: false,
             courtesy: Courtesy::default(),
+            inquiry: None,
             is_letter: false,
         }
     }
@@ -216,9 +224,8 @@ impl Transfer {
     }
 
     /// One that only carries a message to a peer of our own kind.
-    pub(crate) fn telling(to: Arc<RemoteMetadata>, message: Vec<u8>) -> Self {
-        let message = OperationKey::new(message);
-        let operation = Operation::new(Direction::Read, message, Some(to.agent().clone()), 0);
+    pub(crate) fn telling(letter: Letter) -> Self {
+        let Letter { to, operation } = letter;
         let limits = Limits {
             timeout: None,
             stall: Some(TELLING),
@@ -247,6 +254,11 @@ impl Transfer {
             metadata: &self.remote,
             lists: &self.lists,
         }
+    }
+
+    /// Whether it moves what the owner knows under this key.
+    pub(crate) fn is_about(&self, owner: &AgentName, operation: &OperationKey) -> bool {
+        !self.is_letter && self.peer() == owner && self.operation.key() == operation
     }
 
     pub(crate) fn peer(&self) -> &AgentName {
@@ -329,13 +341,20 @@ impl Transfer {
             if !self.operation.is_finished() {
                 // After the look: what has ended in time counts.
                 if let Some(error) = self.clock.passed(now) {
-                    self.operation.finish(Outcome::Failed(self.detailed(error)));
+                    // What has failed has failed for that reason, whatever is still to be found out.
+                    let error = match &self.inquiry {
+                        None => self.detailed(error),
+                        Some(inquiry) => self.advised(self.detailed(inquiry.failure())),
+                    };
+                    self.operation.finish(Outcome::Failed(error));
                 }
             }
             // Cancelled meanwhile, or late: nothing further is posted.
             if self.operation.is_finished() {
                 self.stage = Stage::Draining;
                 self.take_leave(resources);
+            } else if self.stage == Stage::Inquiring {
+                progressed |= self.inquire(resources, now);
             } else if !self.waits_for_reload(resources) {
                 match self.post_next(resources) {
                     // Where the wire moves the bytes within the post, nothing is left for the next look to find.
@@ -355,7 +374,9 @@ impl Transfer {
             // It may have been ended while its last piece was posted.
             self.take_leave(resources);
             self.close_conversation(resources);
-            resources.peers.end_use(self.remote.agent());
+            if self.inquiry.as_ref().is_none_or(Inquiry::uses_peer) {
+                resources.peers.end_use(self.remote.agent());
+            }
             self.stage = Stage::Over;
             return Step::Over;
         }
@@ -410,7 +431,11 @@ impl Transfer {
 
     fn fail(&mut self, resources: &mut Resources, error: Error) {
         resources.peers.mark_lost(self.remote.agent());
-        let error = self.advised(self.detailed(self.explained(error)));
+        let error = self.explained(error);
+        if self.is_inquired_into(resources, &error) {
+            return;
+        }
+        let error = self.advised(self.detailed(error));
         self.operation.finish(Outcome::Failed(error));
         self.stage = Stage::Draining;
         self.take_leave(resources);

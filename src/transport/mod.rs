@@ -16,6 +16,9 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::types::{AgentName, Direction, MemoryRange};
 
+/// The operation that errors of [`Transport::load_peer`] name, and those that say why it was not tried.
+pub const LOAD_PEER: &str = "load peer";
+
 /// How far a posted request has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {

@@ -15,7 +15,7 @@ use nixl_sys::{
 };
 use parking_lot::{Mutex, MutexGuard};
 
-use super::{AgentFlavor, Progress, Registration, Request, Transport, TransportFactory, loader};
+use super::{AgentFlavor, LOAD_PEER, Progress, Registration, Request, Transport, TransportFactory, loader};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hints::Facts;
 use crate::types::{AgentName, Direction, MemoryKind, MemoryRange};
@@ -205,7 +205,7 @@ impl Transport for NixlTransport {
                 Some(further) => format!("{advice}; {further}"),
                 None => advice.to_owned(),
             };
-            Error::new(kind, "load peer", message)
+            Error::new(kind, LOAD_PEER, message)
                 .with_context("agent", &self.name)
                 .with_context("status", status_name(&status))
                 .with_source(status)

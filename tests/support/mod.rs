@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+pub(crate) mod apart;
 pub(crate) mod memory;
 pub(crate) mod owner;
 pub(crate) mod process;

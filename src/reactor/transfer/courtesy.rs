@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Transfer;
 use crate::error::{Error, ErrorKind, Result};
-use crate::exposure::{Notice, reason_of};
+use crate::exposure::{Letter, News, Notice, reason_of};
 use crate::operation::Outcome;
 use crate::process::{self, Liveness, Watch};
 use crate::reactor::state::Resources;
@@ -29,6 +29,17 @@ impl Courtesy {
     /// Whether the transfer takes more than a moment.
     pub(super) fn is_lasting(&self) -> bool {
         self.is_worth_it
+    }
+
+    /// The owner has been told anew who moves its bytes.
+    pub(super) fn note_greeted(&mut self) {
+        self.has_greeted = true;
+        self.unsent.clear();
+    }
+
+    /// There is nobody left to be told.
+    pub(super) fn forget_unsent(&mut self) {
+        self.unsent.clear();
     }
 }
 
@@ -69,11 +80,7 @@ impl Transfer {
             return false;
         };
         self.courtesy.has_greeted = true;
-        let hello = ControlMessage::Hello {
-            operation: self.operation.key().clone(),
-            connection: me.connection.clone(),
-            process: me.process,
-        };
+        let hello = me.hello(self.operation.key().clone());
         self.tell(resources, hello);
         true
     }
@@ -152,16 +159,21 @@ impl Transfer {
     /// What is still to be said once the peer is loaded anew.
     pub(crate) fn last_words(&mut self) -> Vec<Self> {
         let unsent = std::mem::take(&mut self.courtesy.unsent);
-        let letters = unsent.iter().filter_map(|message| message.encode().ok());
-        letters
-            .map(|message| Self::telling(Arc::clone(&self.remote), message))
-            .collect()
+        let letters = unsent
+            .iter()
+            .filter_map(|message| Letter::new(Arc::clone(&self.remote), message));
+        letters.map(Self::telling).collect()
     }
 
-    /// The peer's exposure has ended, perhaps the one of this transfer.
+    /// The peer has something to say, perhaps of this transfer.
     pub(crate) fn hear(&mut self, notice: &Notice) {
-        if notice.operation == *self.operation.key() && notice.sender == *self.remote.agent() {
-            self.abandon(Outcome::of(self.detailed(notice.error.clone())));
+        if !self.is_about(&notice.sender, &notice.operation) {
+            return;
+        }
+        match &notice.news {
+            News::Ended(error) => self.abandon(Outcome::of(self.detailed(error.clone()))),
+            News::Pong(nonce) => self.note_answer(*nonce),
+            News::Ping(_) => {}
         }
     }
 

@@ -63,7 +63,7 @@ impl Transfer {
             Stage::Checking => self.ask(resources, Purpose::Check),
             Stage::Moving if !self.has_posted_all() => self.post_piece(resources),
             Stage::Moving | Stage::Sealing => self.conclude(resources),
-            Stage::Queued | Stage::Draining | Stage::Buried(_) | Stage::Over => Ok(false),
+            Stage::Queued | Stage::Inquiring | Stage::Draining | Stage::Buried(_) | Stage::Over => Ok(false),
         }
     }
 

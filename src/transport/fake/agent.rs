@@ -10,7 +10,7 @@ use super::network::{Agent, Flight, LoadedPeer, Network, RequestState};
 use super::request::FakeRequest;
 use super::{Call, Completion, Event};
 use crate::error::{Error, ErrorKind, Result};
-use crate::transport::{AgentFlavor, Registration, Request, Transport};
+use crate::transport::{AgentFlavor, LOAD_PEER, Registration, Request, Transport};
 use crate::types::{AgentName, Direction, MemoryRange};
 use crate::wire::AgentBlob;
 
@@ -168,7 +168,7 @@ impl Transport for FakeTransport {
                 agent.unloadable.insert(blob.agent.clone());
             }
             state.violation(format!("{} loaded {}: {reason}", self.name, blob.agent));
-            return Err(self.refuse(ErrorKind::Metadata, "load peer", &reason));
+            return Err(self.refuse(ErrorKind::Metadata, LOAD_PEER, &reason));
         }
         state.events.push(Event::Loaded(self.name.clone(), blob.agent.clone()));
         Ok(blob.agent)
