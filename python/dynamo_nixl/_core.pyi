@@ -45,6 +45,7 @@ class Connector:
         grace: float,
         stall_timeout: float | None,
         timeout: float | None,
+        keepalive: float | None,
         quarantine_limit: int,
         faults: Faults | None = None,
     ) -> Connector:

@@ -36,6 +36,7 @@ class Settings:
     grace: float | None
     stall_timeout: float | None
     timeout: float | None
+    keepalive: float | None
     quarantine_limit: int | None
 
     @classmethod
@@ -46,6 +47,7 @@ class Settings:
         grace: Seconds,
         stall_timeout: Seconds,
         timeout: Seconds,
+        keepalive: Seconds,
         quarantine_limit: int | Default | None,
     ) -> Settings:
         """Take what is given, then what the environment says, then the defaults.
@@ -62,6 +64,7 @@ class Settings:
             grace=_chosen("grace", grace, 30.0),
             stall_timeout=_chosen("stall_timeout", stall_timeout, 30.0),
             timeout=_chosen("timeout", timeout, None),
+            keepalive=_chosen("keepalive", keepalive, 5.0),
             quarantine_limit=_bytes(_chosen("quarantine_limit", quarantine_limit, _GIB)),
         )
 

@@ -63,6 +63,7 @@ class Connection:
             math.inf if settings.grace is None else settings.grace,
             settings.stall_timeout,
             settings.timeout,
+            settings.keepalive,
             _NO_LIMIT if settings.quarantine_limit is None else settings.quarantine_limit,
             connector._faults,
         )

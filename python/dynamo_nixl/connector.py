@@ -60,6 +60,11 @@ class Connector:
         Seconds that a transfer may stand still before it ends with `TransferTimeoutError`. Default 30.
     timeout
         Seconds that a transfer may take from its start. Default None.
+    keepalive
+        Seconds between two questions to a peer of our own kind whose process is out of sight, on another host, whether it
+        is there, while a transfer with it is under way; 0.1 at the least. An exposure whose peer has left three in a row
+        unanswered ends with `PeerLostError`; so does a transfer whose connection broke, where the peer does not answer
+        over a new one for so long. None: it is never asked. Default 5.
     quarantine_limit
         Bytes of memory that may stay pinned after their operations have ended. Where transfers with one peer exceed
         it, new ones are refused with `QuarantineFullError`; exposures in `grace` give theirs up, the oldest first.
@@ -93,6 +98,7 @@ class Connector:
         grace: Seconds = DEFAULT,
         stall_timeout: Seconds = DEFAULT,
         timeout: Seconds = DEFAULT,
+        keepalive: Seconds = DEFAULT,
         quarantine_limit: int | Default | None = DEFAULT,
     ) -> None:
         given: object = _random_name() if worker_id is None else worker_id
@@ -105,6 +111,7 @@ class Connector:
             grace=grace,
             stall_timeout=stall_timeout,
             timeout=timeout,
+            keepalive=keepalive,
             quarantine_limit=quarantine_limit,
         )
         self._hostname = socket.gethostname()

@@ -36,13 +36,15 @@ pub(super) struct Connector {
 #[pymethods]
 impl Connector {
     #[new]
-    #[pyo3(signature = (name, lease, grace, stall_timeout, timeout, quarantine_limit, faults=None))]
+    #[pyo3(signature = (name, lease, grace, stall_timeout, timeout, keepalive, quarantine_limit, faults=None))]
+    #[expect(clippy::too_many_arguments, reason = "a connector's settings, one by one")]
     fn new(
         name: &str,
         lease: Option<f64>,
         grace: f64,
         stall_timeout: Option<f64>,
         timeout: Option<f64>,
+        keepalive: Option<f64>,
         quarantine_limit: u64,
         faults: Option<&Bound<'_, Faults>>,
     ) -> Self {
@@ -51,8 +53,8 @@ impl Connector {
             grace: duration(grace),
             stall_timeout: stall_timeout.map(duration),
             timeout: timeout.map(duration),
+            keepalive: keepalive.map(duration),
             quarantine_limit,
-            ..Settings::default()
         };
         Self {
             core: match faults {

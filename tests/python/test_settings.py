@@ -12,7 +12,14 @@ from support.endings import DONE, FAILED, LEASE_EXPIRED, TIMED_OUT
 from support.flight import TCP
 from support.memory import blank, pattern
 
-DEFAULTS = {"lease": 600.0, "grace": 30.0, "stall_timeout": 30.0, "timeout": None, "quarantine_limit": 1 << 30}
+DEFAULTS = {
+    "lease": 600.0,
+    "grace": 30.0,
+    "stall_timeout": 30.0,
+    "timeout": None,
+    "keepalive": 5.0,
+    "quarantine_limit": 1 << 30,
+}
 NAMES = list(DEFAULTS)
 SHORT = 0.3
 
