@@ -19,7 +19,7 @@ use crate::reactor::lane::Lane;
 use crate::reactor::state::closed;
 use crate::reactor::transfer::{Limits, Transfer};
 use crate::region::{KeepAlive, LocalMemory, Region};
-use crate::settings::Settings;
+use crate::settings::{LONGEST, Settings};
 use crate::thread;
 use crate::transport::{AgentFlavor, TransportFactory, nixl};
 use crate::types::{AgentName, Direction, MemoryRange, OperationKey};
@@ -133,7 +133,8 @@ impl Connector {
             factory,
             settings,
             lanes: Mutex::new(Lanes::default()),
-            generation: AtomicU64::new(1),
+            // Not from one: a word of a connector that was closed may lie where one of another is.
+            generation: AtomicU64::new(uuid::Uuid::new_v4().as_u64_pair().0),
             unknown_fields: AtomicU64::new(0),
         });
         let mut connectors = CONNECTORS.lock();
@@ -388,7 +389,7 @@ impl Connector {
 
     /// As [`Connector::close`], without waiting for it.
     pub fn begin_close(&self, timeout: Duration) {
-        begin_close(&self.inner.refuse_more(), Instant::now() + timeout);
+        begin_close(&self.inner.refuse_more(), deadline(timeout));
     }
 
     /// Closes the connector: takes nothing new, fails what is unfinished with [`ErrorKind::Closed`], drives pieces in
@@ -396,7 +397,7 @@ impl Connector {
     ///
     /// True where everything was quiet. What was not stays pinned for the life of the process, its agent alive.
     pub fn close(&self, timeout: Duration) -> bool {
-        close_lanes(&self.inner.refuse_more(), Instant::now() + timeout)
+        close_lanes(&self.inner.refuse_more(), deadline(timeout))
     }
 }
 
@@ -514,6 +515,10 @@ fn begin_close(lanes: &[Arc<Lane>], deadline: Instant) {
     }
 }
 
+fn deadline(timeout: Duration) -> Instant {
+    Instant::now() + timeout.min(LONGEST)
+}
+
 /// Closes lanes together. True where everything was quiet.
 fn close_lanes(lanes: &[Arc<Lane>], deadline: Instant) -> bool {
     begin_close(lanes, deadline);
@@ -530,7 +535,7 @@ pub fn shutdown(timeout: Duration) -> bool {
     let connectors = std::mem::take(&mut *CONNECTORS.lock());
     let connectors = connectors.iter().filter_map(Weak::upgrade);
     let lanes: Vec<Arc<Lane>> = connectors.flat_map(|connector| connector.refuse_more()).collect();
-    let deadline = Instant::now() + timeout;
+    let deadline = deadline(timeout);
     let quiet = close_lanes(&lanes, deadline);
     // Behind the lanes, whose last operations may still want to know whether a peer lives.
     process::end_watches();

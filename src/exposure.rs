@@ -5,6 +5,9 @@ mod ledger;
 mod messages;
 mod pulse;
 mod record;
+mod retiring;
+#[cfg(test)]
+mod samples;
 mod users;
 
 use std::fmt;
@@ -36,7 +39,7 @@ const REGISTRATIONS_PER_SLICE: usize = 64;
 pub(crate) struct Exposure {
     record: Arc<Record>,
     lane: Arc<Lane>,
-    lease: Option<Duration>,
+    started: Instant,
 }
 
 /// How an exposure is made.
@@ -67,7 +70,8 @@ impl Exposure {
         let mut checksum = verify
             .then(|| Checksum::new(memory.iter().map(|memory| memory.range).collect()))
             .transpose()?;
-        let lease_end = lease.and_then(|lease| Instant::now().checked_add(lease));
+        let started = Instant::now();
+        let lease_end = lease.and_then(|lease| started.checked_add(lease));
         let record = Record::new(operation, generation, lease_end);
         opened.ledger.open(&record);
         let is_new = |range: &&MemoryRange| opened.regions.serving(range, Sharing::Offered).is_none();
@@ -109,7 +113,7 @@ impl Exposure {
                     .end(&record, Outcome::Failed(crate::reactor::state::closed()));
             }
         }
-        Ok(Self { record, lane, lease })
+        Ok(Self { record, lane, started })
     }
 
     /// The text for `RdmaMetadata.nixl_metadata`: the connection, these regions and no others, and the trailer.
@@ -131,7 +135,8 @@ impl Exposure {
         let trailer = Trailer {
             shared_memory_notifications: true,
             generation: self.record.generation(),
-            lease: self.lease,
+            // As it is now: it may have been renewed.
+            lease: inner.lease_end.map(|end| end.saturating_duration_since(self.started)),
             validity_word: inner.word.as_ref().map(|word| word.range().addr),
             process: process::here(),
             checksum: inner.checksum,
@@ -186,7 +191,7 @@ impl Exposure {
             return false;
         };
         let ended = opened.ledger.end(&self.record, Outcome::Cancelled);
-        if self.record.is_settled() {
+        if self.record.give_up() {
             opened.ledger.release(&self.record);
         }
         self.lane.touch();

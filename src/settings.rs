@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// Longer than anybody waits: no clock counts on for ever.
+pub(crate) const LONGEST: Duration = Duration::from_secs(60 * 60 * 24 * 365);
+
 /// No peer is asked more often, however short `keepalive` is.
 const SHORTEST_KEEPALIVE: Duration = Duration::from_millis(100);
 

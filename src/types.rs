@@ -193,6 +193,18 @@ impl fmt::Display for Direction {
     }
 }
 
+/// Names one of the transfers of an agent, of which several may be at work on one exposure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TransferId(pub u64);
+
+impl TransferId {
+    /// One that no other transfer has.
+    #[must_use]
+    pub fn random() -> Self {
+        Self(uuid::Uuid::new_v4().as_u64_pair().0)
+    }
+}
+
 /// Names a process among all that this one may ever hear of. Plain data: it says nothing about whether the process lives.
 ///
 /// A pid alone is given anew some time after its process has ended, and means another process on another host or in

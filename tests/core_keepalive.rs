@@ -13,7 +13,7 @@ use dynamo_nixl::handle::OperationHandle;
 use dynamo_nixl::operation::{Outcome, Phase, Status};
 use dynamo_nixl::settings::Settings;
 use dynamo_nixl::transport::fake::{Call, Completion, Event, FakeNetwork};
-use dynamo_nixl::types::{Direction, OperationKey};
+use dynamo_nixl::types::{Direction, OperationKey, TransferId};
 use dynamo_nixl::wire::{ControlMessage, Encoding};
 
 use support::apart::{Wire, apart, from_elsewhere};
@@ -298,7 +298,12 @@ fn pings_of_strangers_load_nobody_and_are_not_answered() {
     let sent = |event: &Event| matches!(event, Event::Notified(..));
     let before = (bench.network.count(loads), bench.network.count(sent));
     for operation in [bench.exposed.operation().key().clone(), OperationKey::new("of nobody")] {
-        let ping = ControlMessage::Ping { operation, nonce: 1 }.encode().unwrap();
+        let ping = ControlMessage::Ping {
+            operation,
+            transfer: TransferId(1),
+            nonce: 1,
+        };
+        let ping = ping.encode().unwrap();
         for name in ["reader", "owner"] {
             let heard = || bench.owner.stats().messages_received + bench.reader.stats().messages_received;
             let target = heard() + 1000;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dynamo_nixl::types::{Addr, ByteLen, MemoryKind, MemoryRange, OperationKey, ProcessId};
+use dynamo_nixl::types::{Addr, ByteLen, MemoryKind, MemoryRange, OperationKey, ProcessId, TransferId};
 use dynamo_nixl::wire::{AgentBlob, ControlMessage, Encoding, EndReason, Incoming, Trailer, compose, decode, encode};
 
 /// What the recorded envelopes of version 1.1 say beside their blob.
@@ -69,15 +69,17 @@ fn numbers(json: &str, key: &str) -> Vec<u64> {
 }
 
 /// The recorded control messages of version 1, each with the end of its file's name.
-fn control_messages() -> [(&'static str, ControlMessage); 6] {
+fn control_messages() -> [(&'static str, ControlMessage); 7] {
     let operation = || OperationKey::new("8ffc1dc9-aafc-43b5-82fd-8406eb1f4eb2");
     let connection = || Bytes::from(bytes("nixl_1.5.1_connection.bin"));
     let nonce = 0x0123_4567_89ab_cdef;
+    let transfer = TransferId(0xfedc_ba98_7654_3210);
     [
         (
             "hello",
             ControlMessage::Hello {
                 operation: operation(),
+                transfer,
                 connection: connection(),
                 process: PROCESS,
             },
@@ -86,15 +88,30 @@ fn control_messages() -> [(&'static str, ControlMessage); 6] {
             "left",
             ControlMessage::Left {
                 operation: operation(),
+                transfer,
                 reason: EndReason::TimedOut,
                 text: "nothing moved for 30 s – gave up".to_owned(),
             },
         ),
-        ("quiet", ControlMessage::Quiet { operation: operation() }),
+        (
+            "quiet",
+            ControlMessage::Quiet {
+                operation: operation(),
+                transfer,
+            },
+        ),
+        (
+            "never",
+            ControlMessage::Never {
+                operation: operation(),
+                transfer,
+            },
+        ),
         (
             "ended",
             ControlMessage::Ended {
                 operation: operation(),
+                transfer,
                 reason: EndReason::Cancelled,
                 text: String::new(),
             },
@@ -103,6 +120,7 @@ fn control_messages() -> [(&'static str, ControlMessage); 6] {
             "ping",
             ControlMessage::Ping {
                 operation: operation(),
+                transfer,
                 nonce,
             },
         ),
@@ -110,6 +128,7 @@ fn control_messages() -> [(&'static str, ControlMessage); 6] {
             "pong",
             ControlMessage::Pong {
                 operation: operation(),
+                transfer,
                 nonce,
             },
         ),

@@ -7,7 +7,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use dynamo_nixl::error::ErrorKind;
-use dynamo_nixl::types::{Addr, AgentName, ByteLen, MemoryKind, MemoryRange, OperationKey, ProcessId};
+use dynamo_nixl::types::{Addr, AgentName, ByteLen, MemoryKind, MemoryRange, OperationKey, ProcessId, TransferId};
 use dynamo_nixl::wire::{
     AgentBlob, Connection, ControlMessage, Encoding, EndReason, Incoming, RegionEntry, Section, Trailer, compose,
     decode, encode, limits,
@@ -223,27 +223,45 @@ fn operation() -> impl Strategy<Value = OperationKey> {
     vec(any::<u8>(), 1..limits::MAX_NOTIFICATION_KEY).prop_map(OperationKey::new)
 }
 
+fn transfer() -> impl Strategy<Value = TransferId> {
+    any::<u64>().prop_map(TransferId)
+}
+
 fn control_message() -> impl Strategy<Value = ControlMessage> {
     let connection = || vec(any::<u8>(), 0..2000).prop_map(Bytes::from);
     prop_oneof![
-        (operation(), connection(), process()).prop_map(|(operation, connection, process)| ControlMessage::Hello {
-            operation,
-            connection,
-            process
+        (operation(), transfer(), connection(), process()).prop_map(|(operation, transfer, connection, process)| {
+            ControlMessage::Hello {
+                operation,
+                transfer,
+                connection,
+                process,
+            }
         }),
-        end().prop_map(|(operation, reason, text)| ControlMessage::Left {
+        (end(), transfer()).prop_map(|((operation, reason, text), transfer)| ControlMessage::Left {
             operation,
+            transfer,
             reason,
             text
         }),
-        operation().prop_map(|operation| ControlMessage::Quiet { operation }),
-        end().prop_map(|(operation, reason, text)| ControlMessage::Ended {
+        (operation(), transfer()).prop_map(|(operation, transfer)| ControlMessage::Quiet { operation, transfer }),
+        (operation(), transfer()).prop_map(|(operation, transfer)| ControlMessage::Never { operation, transfer }),
+        (end(), transfer()).prop_map(|((operation, reason, text), transfer)| ControlMessage::Ended {
             operation,
+            transfer,
             reason,
             text
         }),
-        (operation(), any::<u64>()).prop_map(|(operation, nonce)| ControlMessage::Ping { operation, nonce }),
-        (operation(), any::<u64>()).prop_map(|(operation, nonce)| ControlMessage::Pong { operation, nonce }),
+        (operation(), transfer(), any::<u64>()).prop_map(|(operation, transfer, nonce)| ControlMessage::Ping {
+            operation,
+            transfer,
+            nonce
+        }),
+        (operation(), transfer(), any::<u64>()).prop_map(|(operation, transfer, nonce)| ControlMessage::Pong {
+            operation,
+            transfer,
+            nonce
+        }),
     ]
 }
 

@@ -1,4 +1,7 @@
-//! Asking active sides that cannot be watched whether they are there, and answering those that ask.
+//! Asking active sides whether they are there, and answering those that ask.
+//!
+//! Also those whose processes are watched: that a process lives says nothing of its agent, and one whose last message was
+//! lost repeats it when it is asked.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,6 +10,7 @@ use super::ledger::Ledger;
 use super::messages::{Letter, News, Notice};
 use super::pulse::MOST_UNANSWERED;
 use super::record::Record;
+use super::users::UserId;
 use crate::error::{Error, ErrorKind};
 use crate::operation::Outcome;
 use crate::types::{AgentName, OperationKey};
@@ -33,19 +37,24 @@ impl Ledger {
         while let Some(record) = self.take_due(now) {
             let beats = record.inner().users.beat();
             let operation = record.operation().key();
-            for (to, nonce) in beats.questions {
-                let operation = operation.clone();
-                let Some(letter) = Letter::new(to, &ControlMessage::Ping { operation, nonce }) else {
+            for (to, transfer, nonce) in beats.questions {
+                let id = UserId::new(to.agent(), transfer);
+                let ping = ControlMessage::Ping {
+                    operation: operation.clone(),
+                    transfer,
+                    nonce,
+                };
+                let Some(letter) = Letter::new(to, &ping) else {
                     continue;
                 };
-                record.inner().users.note_asked(letter.to.agent(), &letter.operation);
+                record.inner().users.note_asked(&id, &letter.operation);
                 self.send(letter);
             }
-            for agent in &beats.dead {
-                self.bury(operation, agent);
+            for id in &beats.dead {
+                self.bury(operation, id);
             }
-            for agent in &beats.lost {
-                self.lose(&record, agent);
+            for (id, lives) in &beats.lost {
+                self.lose(&record, &id.agent, *lives);
             }
             if self.known(operation).is_some() {
                 self.attend(&record, now);
@@ -66,14 +75,19 @@ impl Ledger {
     }
 
     /// Nothing has been heard of an active side for too long. It may be stopped, or cut off, and go on one day: nothing is
-    /// let go for it.
-    fn lose(&self, record: &Arc<Record>, agent: &AgentName) {
+    /// let go for it. Where its process `lives` and runs, its agent is gone, or never was.
+    fn lose(&self, record: &Arc<Record>, agent: &AgentName, lives: bool) {
         self.restart_grace(record);
         if record.inner().users.are_under_way() {
             return;
         }
         let message = "the peer that was at work on the operation has not answered for too long";
-        let mut error = Error::new(ErrorKind::PeerLost, "wait for peer", message)
+        let kind = if lives {
+            ErrorKind::Transfer
+        } else {
+            ErrorKind::PeerLost
+        };
+        let mut error = Error::new(kind, "wait for peer", message)
             .with_context("peer", agent)
             .with_context("unanswered", MOST_UNANSWERED);
         if let Some(keepalive) = self.keepalive {
@@ -86,31 +100,39 @@ impl Ledger {
     }
 
     /// A peer asks whether we are there. Answered here where it is known to be at work on an exposure of ours.
-    pub(super) fn hear_ping(&self, sender: &AgentName, operation: OperationKey, nonce: u64) -> Option<Notice> {
+    pub(super) fn hear_ping(&self, id: &UserId, operation: OperationKey, nonce: u64) -> Option<Notice> {
+        let transfer = id.transfer;
         let Some(record) = self.known(&operation) else {
             return Some(Notice {
-                sender: sender.clone(),
+                sender: id.agent.clone(),
                 operation,
+                transfer,
                 news: News::Ping(nonce),
             });
         };
-        let to = record.inner().users.to_be_answered(sender)?;
-        let letter = Letter::new(to, &ControlMessage::Pong { operation, nonce })?;
-        record.inner().users.note_answered(sender, &letter.operation);
+        let to = record.inner().users.to_be_answered(id)?;
+        let pong = ControlMessage::Pong {
+            operation,
+            transfer,
+            nonce,
+        };
+        let letter = Letter::new(to, &pong)?;
+        record.inner().users.note_answered(id, &letter.operation);
         self.send(letter);
         None
     }
 
     /// A peer has answered: an active side that we have asked, or an owner that a transfer has.
-    pub(super) fn hear_pong(&self, sender: &AgentName, operation: OperationKey, nonce: u64) -> Option<Notice> {
+    pub(super) fn hear_pong(&self, id: &UserId, operation: OperationKey, nonce: u64) -> Option<Notice> {
         let Some(record) = self.known(&operation) else {
             return Some(Notice {
-                sender: sender.clone(),
+                sender: id.agent.clone(),
                 operation,
+                transfer: id.transfer,
                 news: News::Pong(nonce),
             });
         };
-        record.inner().users.hear(sender, nonce);
+        record.inner().users.hear(id, nonce);
         None
     }
 }

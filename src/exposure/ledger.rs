@@ -21,15 +21,15 @@ use crate::types::{AgentName, OperationKey};
 /// So many registrations are given back at one look at the wire: a list of thousands must not make the lane deaf.
 const RELEASED_PER_TICK: usize = 64;
 
-/// How long a lease that has ended is held open at a time for a transfer that is at work.
-const HELD_OPEN: Duration = Duration::from_secs(1);
+/// How long a lease that has ended is held open at a time for a transfer that is at work, and memory in grace.
+pub(super) const HELD_OPEN: Duration = Duration::from_secs(1);
 
 /// The exposures of one agent.
 #[derive(Debug)]
 pub(crate) struct Ledger {
-    grace: Duration,
-    quarantine_limit: u64,
-    /// How often peers are asked that cannot be watched.
+    pub(super) grace: Duration,
+    pub(super) quarantine_limit: u64,
+    /// How often those at work are asked whether they are there.
     pub(super) keepalive: Option<Duration>,
     pub(super) state: Mutex<State>,
     matched: AtomicU64,
@@ -43,61 +43,39 @@ pub(super) struct State {
     open: HashMap<OperationKey, Arc<Record>>,
     /// Ordered by their ends; the generation tells those of one moment apart.
     leases: BTreeMap<(Instant, u64), Arc<Record>>,
-    /// Ended, and held until then.
-    grace: BTreeMap<(Instant, u64), Arc<Record>>,
-    /// The same by their keys.
-    ended: HashMap<OperationKey, Arc<Record>>,
-    grace_bytes: u64,
+    /// Ended, and not yet settled, by their keys.
+    pub(super) ended: HashMap<OperationKey, Arc<Record>>,
+    /// Those of them that are held until then.
+    pub(super) grace: BTreeMap<(Instant, u64), Arc<Record>>,
+    pub(super) grace_bytes: u64,
+    /// Those that nobody is known to be at work on, and at which look at the wire that was so.
+    pub(super) settling: Vec<(u64, Arc<Record>)>,
+    pub(super) settling_since: Option<Instant>,
+    /// How many looks have begun.
+    pub(super) looks: u64,
     /// When those at work on them are asked next whether they are there.
     pub(super) pulses: BTreeMap<(Instant, u64), Arc<Record>>,
     /// To be sent by the lane's thread.
     outbox: Vec<Letter>,
     /// To be let go on the lane's thread: deregistering can take as long as registering.
-    released: VecDeque<Released>,
+    pub(super) released: VecDeque<Released>,
     /// Why nothing will end well any more, once the lane closes.
     pub(super) closed: Option<Error>,
     /// Nobody will look here any more.
-    is_over: bool,
+    pub(super) is_over: bool,
 }
 
 impl State {
     /// No longer waited for.
-    fn close(&mut self, record: &Record) {
-        self.open.remove(record.operation().key());
+    fn close(&mut self, record: &Arc<Record>) {
+        let key = record.operation().key();
+        self.open.remove(key);
+        if !self.is_over {
+            self.ended.insert(key.clone(), Arc::clone(record));
+        }
         if let Some(end) = record.inner().lease_end {
             self.leases.remove(&(end, record.generation()));
         }
-    }
-
-    /// The oldest in grace gives its memory up.
-    fn release_first(&mut self) {
-        if let Some((_, record)) = self.grace.pop_first() {
-            self.let_go(&record);
-        }
-    }
-
-    /// The oldest in grace stays: a process that is known to be at work on it lives, and has not said that it is done.
-    fn hold_longer(&mut self) {
-        if let Some(((due, generation), record)) = self.grace.pop_first() {
-            let due = due + HELD_OPEN;
-            record.inner().grace_end = Some(due);
-            self.grace.insert((due, generation), record);
-        }
-    }
-
-    /// Nobody who is at work on it is asked any more.
-    fn leave_alone(&mut self, record: &Record) {
-        if let Some(due) = record.inner().pulse_due.take() {
-            self.pulses.remove(&(due, record.generation()));
-        }
-    }
-
-    /// What has left grace gives its memory up.
-    fn let_go(&mut self, record: &Record) {
-        self.grace_bytes -= record.operation().bytes_total();
-        self.ended.remove(record.operation().key());
-        self.leave_alone(record);
-        self.released.push_back(record.release());
     }
 }
 
@@ -145,41 +123,11 @@ impl Ledger {
 
     /// What follows from an end that was noted.
     fn conclude(&self, record: &Arc<Record>, outcome: Outcome) {
-        let is_complete = matches!(outcome, Outcome::Complete);
+        // In one go, so that it is known at any time to what is heard of it.
         self.state.lock().close(record);
         record.operation().finish(outcome);
-        if is_complete && record.inner().users.is_empty() {
-            // The peer is done. Registered it stays until its holder gives it up: others may be reading, as upstream lets
-            // them.
-            self.state.lock().leave_alone(record);
-            record.settle();
-            return;
-        }
         self.tell_users(record);
-        if record.may_be_in_use() {
-            self.hold(record);
-        } else {
-            self.release(record);
-        }
-    }
-
-    /// Keeps the memory of an exposure that has ended for a while.
-    fn hold(&self, record: &Arc<Record>) {
-        let mut state = self.state.lock();
-        if state.is_over {
-            drop(state);
-            return self.release(record);
-        }
-        let due = Instant::now() + self.grace;
-        record.inner().grace_end = Some(due);
-        state.grace_bytes += record.operation().bytes_total();
-        state.grace.insert((due, record.generation()), Arc::clone(record));
-        state.ended.insert(record.operation().key().clone(), Arc::clone(record));
-        // One alone is held, however big it is, since it has just been given up; unless nothing at all is to be held.
-        let keep = usize::from(self.quarantine_limit > 0);
-        while state.grace_bytes > self.quarantine_limit && state.grace.len() > keep {
-            state.release_first();
-        }
+        self.retire(record);
     }
 
     /// Gives the memory of an exposure up, unless it is held for a while.
@@ -231,9 +179,8 @@ impl Ledger {
             return false;
         };
         self.matched.fetch_add(1, Ordering::Relaxed);
-        // Whoever has completed it is done; others that are known to be at work are told, and waited for.
-        let done = record.inner().users.remove(sender);
-        drop(done);
+        // Whoever has completed it will say that it is quiet; others that are known to be at work are told, and waited for.
+        record.inner().users.complete(sender);
         self.end(&record, Outcome::Complete);
         true
     }
@@ -257,24 +204,9 @@ impl Ledger {
         std::mem::take(&mut self.state.lock().outbox)
     }
 
-    /// Holds memory that is held for the whole grace from now.
-    pub(super) fn restart_grace(&self, record: &Arc<Record>) {
-        let mut state = self.state.lock();
-        let Some(due) = record.inner().grace_end else { return };
-        if let Some(record) = state.grace.remove(&(due, record.generation())) {
-            let due = Instant::now() + self.grace;
-            record.inner().grace_end = Some(due);
-            state.grace.insert((due, record.generation()), record);
-        }
-    }
-
-    /// Gives up memory that is held: those who were at work on it have said that they are done.
-    pub(super) fn release_early(&self, record: &Arc<Record>) {
-        let mut state = self.state.lock();
-        let Some(due) = record.inner().grace_end else { return };
-        if state.grace.remove(&(due, record.generation())).is_some() {
-            state.let_go(record);
-        }
+    /// A look at the wire begins.
+    pub(crate) fn begin_look(&self) {
+        self.state.lock().looks += 1;
     }
 
     /// Does what is due. Called on the lane's thread, after the notifications of that look: what has come in time counts.
@@ -307,17 +239,8 @@ impl Ledger {
                 self.conclude(&record, outcome);
             }
         }
+        self.let_go_due(now);
         let mut state = self.state.lock();
-        while let Some(((due, _), record)) = state.grace.first_key_value() {
-            if *due > now {
-                break;
-            }
-            if record.inner().users.may_be_alive() {
-                state.hold_longer();
-            } else {
-                state.release_first();
-            }
-        }
         if state.released.is_empty() {
             return false;
         }
@@ -345,7 +268,8 @@ impl Ledger {
             state.grace.first_key_value(),
             state.pulses.first_key_value(),
         ];
-        firsts.into_iter().flatten().map(|((due, _), _)| *due).min()
+        let firsts = firsts.into_iter().flatten().map(|((due, _), _)| *due);
+        firsts.chain(state.settling_since).min()
     }
 
     /// Ends everything that still waits, and whatever is opened later, as failed for `reason`.
@@ -362,16 +286,18 @@ impl Ledger {
 
     /// Gives everything up: the agent is about to end.
     pub(crate) fn end_all(&self) {
-        let (graced, released) = {
+        let (ended, released) = {
             let mut state = self.state.lock();
             state.is_over = true;
+            state.grace.clear();
             state.grace_bytes = 0;
-            state.ended.clear();
+            state.settling.clear();
+            state.settling_since = None;
             state.outbox.clear();
             state.pulses.clear();
-            (std::mem::take(&mut state.grace), std::mem::take(&mut state.released))
+            (std::mem::take(&mut state.ended), std::mem::take(&mut state.released))
         };
-        for record in graced.into_values() {
+        for record in ended.into_values() {
             drop(record.release());
         }
         drop(released);
@@ -392,7 +318,8 @@ impl Ledger {
     /// How many exposures have ended and keep their memory for a while, and how many bytes they have.
     pub(crate) fn in_grace(&self) -> (usize, u64) {
         let state = self.state.lock();
-        (state.grace.len(), state.grace_bytes)
+        let counted = state.grace.values().filter(|record| record.inner().is_counted);
+        (counted.count(), state.grace_bytes)
     }
 
     /// How many messages of peers of our own kind were understood.

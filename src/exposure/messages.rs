@@ -8,11 +8,12 @@ use bytes::Bytes;
 
 use super::ledger::Ledger;
 use super::record::Record;
+use super::users::UserId;
 use crate::error::{Error, ErrorKind};
 use crate::operation::{Operation, Outcome};
 use crate::peer::RemoteMetadata;
 use crate::process;
-use crate::types::{AgentName, Direction, OperationKey, ProcessId};
+use crate::types::{AgentName, Direction, OperationKey, ProcessId, TransferId};
 use crate::wire::{ControlMessage, EndReason, Incoming};
 
 /// A message to a peer, which may have to be loaded for it.
@@ -37,6 +38,7 @@ impl Letter {
 pub(crate) struct Notice {
     pub(crate) sender: AgentName,
     pub(crate) operation: OperationKey,
+    pub(crate) transfer: TransferId,
     pub(crate) news: News,
 }
 
@@ -76,50 +78,68 @@ impl Ledger {
         match message {
             ControlMessage::Hello {
                 operation,
+                transfer,
                 connection,
                 process,
-            } => self.hear_hello(sender, &operation, &connection, process),
+            } => self.hear_hello(&UserId::new(sender, transfer), &operation, &connection, process),
             ControlMessage::Left {
                 operation,
+                transfer,
                 reason,
                 text,
             } => {
                 if let Some(record) = self.known(&operation) {
                     let error = gone(sender, reason, &text, &record);
-                    let known = record.inner().users.leave(sender);
+                    let known = record.inner().users.leave(&UserId::new(sender, transfer));
                     if known && !record.inner().users.are_under_way() {
                         self.end(&record, Outcome::of(error));
                     }
                 }
             }
-            ControlMessage::Quiet { operation } => {
+            ControlMessage::Quiet { operation, transfer } => {
                 if let Some(record) = self.known(&operation) {
-                    let user = record.inner().users.remove(sender);
-                    if user.is_some() && record.inner().users.is_empty() {
-                        self.release_early(&record);
+                    let user = record.inner().users.remove(&UserId::new(sender, transfer));
+                    if user.is_some() {
+                        self.note_quiet(&record);
                     }
+                }
+            }
+            ControlMessage::Never { operation, transfer } => {
+                if let Some(record) = self.known(&operation) {
+                    record.inner().users.note_never_quiet(&UserId::new(sender, transfer));
+                    self.tell_if_never_quiet(&record);
                 }
             }
             ControlMessage::Ended {
                 operation,
+                transfer,
                 reason,
                 text,
             } => {
                 return Some(Notice {
                     sender: sender.clone(),
                     operation,
+                    transfer,
                     news: News::Ended(ended(sender, reason, &text)),
                 });
             }
-            ControlMessage::Ping { operation, nonce } => return self.hear_ping(sender, operation, nonce),
-            ControlMessage::Pong { operation, nonce } => return self.hear_pong(sender, operation, nonce),
+            ControlMessage::Ping {
+                operation,
+                transfer,
+                nonce,
+            } => return self.hear_ping(&UserId::new(sender, transfer), operation, nonce),
+            ControlMessage::Pong {
+                operation,
+                transfer,
+                nonce,
+            } => return self.hear_pong(&UserId::new(sender, transfer), operation, nonce),
         }
         None
     }
 
-    fn hear_hello(self: &Arc<Self>, sender: &AgentName, key: &OperationKey, connection: &Bytes, process: ProcessId) {
+    fn hear_hello(self: &Arc<Self>, id: &UserId, key: &OperationKey, connection: &Bytes, process: ProcessId) {
         let agent = match RemoteMetadata::from_blob(connection) {
-            Ok(metadata) if metadata.agent() == sender => Arc::new(metadata),
+            Ok(metadata) if *metadata.agent() == id.agent => Arc::new(metadata),
             _ => {
                 self.malformed.fetch_add(1, Ordering::Relaxed);
                 return;
@@ -128,31 +148,28 @@ impl Ledger {
         let Some(record) = self.known(key) else { return };
         let is_open = {
             let mut inner = record.inner();
-            if !inner.users.add(Arc::clone(&agent), process) {
+            if !inner.users.add(Arc::clone(&agent), id.transfer, process) {
                 return;
             }
             !inner.has_ended
         };
         if !is_open {
-            self.write(agent, &record);
+            self.write(agent, id.transfer, &record);
         }
-        let (ledger, dead_key, dead) = (Arc::downgrade(self), key.clone(), sender.clone());
+        let (ledger, dead_key, dead) = (Arc::downgrade(self), key.clone(), id.clone());
         let watch = process::watch(process, move || {
             if let Some(ledger) = ledger.upgrade() {
                 ledger.bury(&dead_key, &dead);
             }
         });
-        let is_unseen = watch.is_none();
-        record.inner().users.watch(sender, watch, self.keepalive.is_some());
-        if is_unseen {
-            self.attend(&record, Instant::now());
-        }
+        record.inner().users.watch(id, watch, self.keepalive.is_some());
+        self.attend(&record, Instant::now());
     }
 
     /// The process of an active side is dead.
-    pub(super) fn bury(&self, key: &OperationKey, agent: &AgentName) {
+    pub(super) fn bury(&self, key: &OperationKey, id: &UserId) {
         let Some(record) = self.known(key) else { return };
-        let user = record.inner().users.remove(agent);
+        let user = record.inner().users.remove(id);
         if user.is_none() {
             return;
         }
@@ -163,7 +180,7 @@ impl Ledger {
         }
         let message = "the process of the peer that was at work on the operation is gone";
         let error = Error::new(ErrorKind::PeerLost, "wait for peer", message)
-            .with_context("peer", agent)
+            .with_context("peer", &id.agent)
             .with_context("bytes", record.operation().bytes_total());
         self.end(&record, Outcome::Failed(error));
         // Dropped here, on the watch's own thread: which does not wait for itself.
@@ -172,19 +189,20 @@ impl Ledger {
 
     /// Tells those that are at work on an exposure that it has ended.
     pub(super) fn tell_users(&self, record: &Record) {
-        let agents: Vec<_> = record.inner().users.to_be_told().collect();
-        for agent in agents {
-            self.write(agent, record);
+        let told: Vec<_> = record.inner().users.to_be_told().collect();
+        for (agent, transfer) in told {
+            self.write(agent, transfer, record);
         }
     }
 
-    fn write(&self, to: Arc<RemoteMetadata>, record: &Record) {
+    fn write(&self, to: Arc<RemoteMetadata>, transfer: TransferId, record: &Record) {
         let Some(outcome) = record.operation().outcome() else {
             return;
         };
         let (reason, text) = reason_of(&outcome);
         let message = ControlMessage::Ended {
             operation: record.operation().key().clone(),
+            transfer,
             reason,
             text,
         };

@@ -1,4 +1,4 @@
-//! Whether an active side whose process cannot be watched is still there, as far as its answers tell.
+//! Whether an active side is still there, as far as its answers tell.
 
 use std::sync::Arc;
 
@@ -66,6 +66,11 @@ impl Pulse {
         }
         self.unanswered += 1;
         Beat::Ask(self.nonce)
+    }
+
+    /// An interval that does not count.
+    pub(super) fn rest(&mut self) {
+        self.unanswered = 0;
     }
 
     pub(super) fn note_sent(&mut self, ping: &Arc<Operation>) {

@@ -89,6 +89,13 @@ pub(super) struct Inner {
     /// Who is known to be at work on it.
     pub(super) users: Users,
     pub(super) has_ended: bool,
+    pub(super) is_complete: bool,
+    /// Somebody who was at work has said that it is done, and nobody else is known.
+    pub(super) is_confirmed: bool,
+    /// Its holder has no use for it any more.
+    is_given_up: bool,
+    /// Its bytes count among those that are held.
+    pub(super) is_counted: bool,
 }
 
 impl Record {
@@ -107,6 +114,10 @@ impl Record {
                 checksum: None,
                 users: Users::default(),
                 has_ended: false,
+                is_complete: false,
+                is_confirmed: false,
+                is_given_up: false,
+                is_counted: false,
             }),
         })
     }
@@ -144,6 +155,7 @@ impl Record {
             return false;
         }
         inner.has_ended = true;
+        inner.is_complete = matches!(outcome, Outcome::Complete);
         if let Some(word) = &inner.word {
             word.set(WordState::of(outcome).write(self.generation));
         }
@@ -156,16 +168,25 @@ impl Record {
         inner.exported.is_some() && inner.pin.is_some() && !inner.regions.is_empty()
     }
 
-    /// Whether it has ended and no peer can be at work on the memory.
-    pub(super) fn is_settled(&self) -> bool {
-        let inner = self.inner.lock();
+    /// Its holder has no use for it any more. Whether it has ended and no peer can be at work on the memory.
+    pub(super) fn give_up(&self) -> bool {
+        let mut inner = self.inner.lock();
+        inner.is_given_up = true;
         inner.has_ended && inner.pin.is_none()
     }
 
-    /// The peer is done with the memory.
-    pub(super) fn settle(&self) {
-        let pin = self.inner.lock().pin.take();
-        drop(pin);
+    /// No peer is at work on the memory any more. What is to be let go: no registration of a complete exposure as long as
+    /// its holder has it, since others may be reading, as upstream lets them.
+    pub(super) fn settle(&self) -> Released {
+        let mut inner = self.inner.lock();
+        if inner.is_complete && !inner.is_given_up {
+            return Released {
+                regions: Vec::new(),
+                _pin: inner.pin.take(),
+            };
+        }
+        drop(inner);
+        self.release()
     }
 
     /// Goes on with the sum over the memory. The sum, once it is there, and also where the exposure has ended.

@@ -6,19 +6,42 @@ use super::pulse::{Beat, Pulse};
 use crate::operation::Operation;
 use crate::peer::RemoteMetadata;
 use crate::process::{Liveness, Watch, is_stopped, liveness};
-use crate::types::{AgentName, ProcessId};
+use crate::types::{AgentName, ProcessId, TransferId};
 
 /// So many are kept in mind of one exposure.
 const MAX_USERS: usize = 16;
 
-/// One active side.
+/// Names one of them: an agent may have several at work on one exposure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct UserId {
+    pub(super) agent: AgentName,
+    pub(super) transfer: TransferId,
+}
+
+impl UserId {
+    pub(super) fn new(agent: &AgentName, transfer: TransferId) -> Self {
+        Self {
+            agent: agent.clone(),
+            transfer,
+        }
+    }
+}
+
+/// One active side's transfer.
 #[derive(Debug)]
 pub(super) struct User {
     /// Where to tell it something.
     pub(super) agent: Arc<RemoteMetadata>,
+    transfer: TransferId,
     process: ProcessId,
     /// Its transfer has not ended, as far as it has said.
     is_under_way: bool,
+    /// Its agent has completed the exposure, most likely by this transfer, which will say that it is quiet.
+    has_completed: bool,
+    /// It has ended, and does not know itself whether the wire is done with it.
+    is_never_quiet: bool,
+    /// Nothing can be said to its agent, for a reason that says nothing of its life.
+    is_mute: bool,
     /// Notices the death of its process, where that is possible.
     watch: Option<Watch>,
     /// Tells of its life where that is not possible.
@@ -28,19 +51,38 @@ pub(super) struct User {
 }
 
 impl User {
+    fn is(&self, id: &UserId) -> bool {
+        self.transfer == id.transfer && *self.agent.agent() == id.agent
+    }
+
+    fn id(&self) -> UserId {
+        UserId::new(self.agent.agent(), self.transfer)
+    }
+
     fn is_lost(&self) -> bool {
         self.pulse.as_ref().is_some_and(Pulse::is_lost)
+    }
+
+    /// Whether its end would be noticed: its process is watched, and nothing speaks against its being at work; or it answers.
+    fn is_in_sight(&self) -> bool {
+        match &self.pulse {
+            _ if self.is_mute => false,
+            Some(pulse) if self.watch.is_some() => !pulse.is_lost(),
+            Some(pulse) => pulse.may_be_alive(),
+            None => self.watch.is_some(),
+        }
     }
 }
 
 /// What an interval without a watch has brought.
 #[derive(Debug, Default)]
 pub(super) struct Beats {
-    /// Whom to ask, with the nonce.
-    pub(super) questions: Vec<(Arc<RemoteMetadata>, u64)>,
-    pub(super) lost: Vec<AgentName>,
+    /// Whom to ask, of which transfer, with the nonce.
+    pub(super) questions: Vec<(Arc<RemoteMetadata>, TransferId, u64)>,
+    /// Those that do not answer, and whether their processes are known to live.
+    pub(super) lost: Vec<(UserId, bool)>,
     /// Those whose processes are dead.
-    pub(super) dead: Vec<AgentName>,
+    pub(super) dead: Vec<UserId>,
 }
 
 /// Every active side of one exposure.
@@ -49,15 +91,19 @@ pub(super) struct Users(Vec<User>);
 
 impl Users {
     /// Takes note of one. False where there are too many.
-    pub(super) fn add(&mut self, agent: Arc<RemoteMetadata>, process: ProcessId) -> bool {
-        self.remove(agent.agent());
+    pub(super) fn add(&mut self, agent: Arc<RemoteMetadata>, transfer: TransferId, process: ProcessId) -> bool {
+        self.remove(&UserId::new(agent.agent(), transfer));
         if self.0.len() >= MAX_USERS {
             return false;
         }
         self.0.push(User {
             agent,
+            transfer,
             process,
             is_under_way: true,
+            has_completed: false,
+            is_never_quiet: false,
+            is_mute: false,
             watch: None,
             pulse: None,
             answer: None,
@@ -65,21 +111,48 @@ impl Users {
         true
     }
 
-    fn get_mut(&mut self, agent: &AgentName) -> Option<&mut User> {
-        self.0.iter_mut().find(|user| user.agent.agent() == agent)
+    fn get_mut(&mut self, id: &UserId) -> Option<&mut User> {
+        self.0.iter_mut().find(|user| user.is(id))
     }
 
-    /// Keeps a watch over the one of that name; where there can be none, its pulse, if it is to be asked.
-    pub(super) fn watch(&mut self, agent: &AgentName, watch: Option<Watch>, is_asked: bool) {
-        if let Some(user) = self.get_mut(agent) {
-            user.pulse = (watch.is_none() && is_asked).then(Pulse::new);
+    /// Keeps a watch over the one of that name, where there can be one, and its pulse, if it is to be asked.
+    pub(super) fn watch(&mut self, id: &UserId, watch: Option<Watch>, is_asked: bool) {
+        if let Some(user) = self.get_mut(id) {
+            user.pulse = is_asked.then(Pulse::new);
             user.watch = watch;
         }
     }
 
+    /// An agent has completed the exposure. Where it has one transfer here, that is it; where it has several, nobody knows
+    /// which, and each is told of the end.
+    pub(super) fn complete(&mut self, agent: &AgentName) {
+        let mut theirs = self.0.iter_mut().filter(|user| user.agent.agent() == agent);
+        if let (Some(user), None) = (theirs.next(), theirs.next()) {
+            user.has_completed = true;
+        }
+    }
+
+    /// Whether all there are have completed it, and are only to say that they are quiet.
+    pub(super) fn have_completed(&self) -> bool {
+        self.0.iter().all(|user| user.has_completed)
+    }
+
+    /// The one of that name has ended, and does not know itself whether the wire is done with it.
+    pub(super) fn note_never_quiet(&mut self, id: &UserId) {
+        if let Some(user) = self.get_mut(id) {
+            user.is_under_way = false;
+            user.is_never_quiet = true;
+        }
+    }
+
+    /// Whether there are any, and none of them will ever say that it is quiet.
+    pub(super) fn are_never_quiet(&self) -> bool {
+        !self.0.is_empty() && self.0.iter().all(|user| user.is_never_quiet)
+    }
+
     /// Whether one is known that is not done, and not lost.
     pub(super) fn are_expected(&self) -> bool {
-        self.0.iter().any(|user| !user.is_lost())
+        self.0.iter().any(|user| !user.is_lost() && !user.has_completed)
     }
 
     /// Whether any is to be asked whether it is there.
@@ -91,16 +164,25 @@ impl Users {
     pub(super) fn beat(&mut self) -> Beats {
         let mut beats = Beats::default();
         for user in &mut self.0 {
+            let id = user.id();
             let Some(pulse) = &mut user.pulse else { continue };
             // Of this host, but nothing can wait for its end.
             if liveness(&user.process) == Liveness::Dead {
-                beats.dead.push(user.agent.agent().clone());
+                beats.dead.push(id);
+                continue;
+            }
+            if user.watch.is_some() && is_stopped(&user.process) {
+                // It cannot answer, and goes on one day.
+                pulse.rest();
                 continue;
             }
             match pulse.beat() {
-                Beat::Ask(nonce) => beats.questions.push((Arc::clone(&user.agent), nonce)),
-                Beat::Lost => beats.lost.push(user.agent.agent().clone()),
-                Beat::Mute => user.pulse = None,
+                Beat::Ask(nonce) => beats.questions.push((Arc::clone(&user.agent), user.transfer, nonce)),
+                Beat::Lost => beats.lost.push((id, user.watch.is_some())),
+                Beat::Mute => {
+                    user.pulse = None;
+                    user.is_mute = true;
+                }
                 Beat::Rest => {}
             }
         }
@@ -108,41 +190,41 @@ impl Users {
     }
 
     /// A ping is on its way to the one of that name.
-    pub(super) fn note_asked(&mut self, agent: &AgentName, ping: &Arc<Operation>) {
-        if let Some(pulse) = self.get_mut(agent).and_then(|user| user.pulse.as_mut()) {
+    pub(super) fn note_asked(&mut self, id: &UserId, ping: &Arc<Operation>) {
+        if let Some(pulse) = self.get_mut(id).and_then(|user| user.pulse.as_mut()) {
             pulse.note_sent(ping);
         }
     }
 
     /// The one of that name has answered.
-    pub(super) fn hear(&mut self, agent: &AgentName, nonce: u64) {
-        if let Some(pulse) = self.get_mut(agent).and_then(|user| user.pulse.as_mut()) {
+    pub(super) fn hear(&mut self, id: &UserId, nonce: u64) {
+        if let Some(pulse) = self.get_mut(id).and_then(|user| user.pulse.as_mut()) {
             pulse.hear(nonce);
         }
     }
 
     /// Where to answer the one of that name; `None` where it is not known, or an answer is still on its way to it.
-    pub(super) fn to_be_answered(&self, agent: &AgentName) -> Option<Arc<RemoteMetadata>> {
-        let user = self.0.iter().find(|user| user.agent.agent() == agent)?;
+    pub(super) fn to_be_answered(&self, id: &UserId) -> Option<Arc<RemoteMetadata>> {
+        let user = self.0.iter().find(|user| user.is(id))?;
         let is_on_its_way = user.answer.as_ref().is_some_and(|answer| !answer.is_finished());
         (!is_on_its_way).then(|| Arc::clone(&user.agent))
     }
 
     /// An answer is on its way to the one of that name.
-    pub(super) fn note_answered(&mut self, agent: &AgentName, answer: &Arc<Operation>) {
-        if let Some(user) = self.get_mut(agent) {
+    pub(super) fn note_answered(&mut self, id: &UserId, answer: &Arc<Operation>) {
+        if let Some(user) = self.get_mut(id) {
             user.answer = Some(Arc::clone(answer));
         }
     }
 
     /// Its transfer has ended. False where it is not known.
-    pub(super) fn leave(&mut self, agent: &AgentName) -> bool {
-        self.get_mut(agent).map(|user| user.is_under_way = false).is_some()
+    pub(super) fn leave(&mut self, id: &UserId) -> bool {
+        self.get_mut(id).map(|user| user.is_under_way = false).is_some()
     }
 
     /// The wire is done with its transfer. What is returned is to be dropped without a lock: it may hold a watch.
-    pub(super) fn remove(&mut self, agent: &AgentName) -> Option<User> {
-        let index = self.0.iter().position(|user| user.agent.agent() == agent)?;
+    pub(super) fn remove(&mut self, id: &UserId) -> Option<User> {
+        let index = self.0.iter().position(|user| user.is(id))?;
         Some(self.0.swap_remove(index))
     }
 
@@ -157,23 +239,21 @@ impl Users {
 
     /// Whether a transfer is under way whose end will be noticed: its process is watched, and it runs; or it answers.
     pub(super) fn are_at_work(&self) -> bool {
-        let runs = |user: &User| user.watch.is_some() && !is_stopped(&user.process);
-        let answers = |user: &User| user.pulse.as_ref().is_some_and(Pulse::is_answering);
+        let runs = |user: &User| user.watch.is_some() && user.is_in_sight() && !is_stopped(&user.process);
+        let answers = |user: &User| user.watch.is_none() && user.pulse.as_ref().is_some_and(Pulse::is_answering);
         self.0
             .iter()
             .any(|user| user.is_under_way && (runs(user) || answers(user)))
     }
 
-    /// Whether the wire may be at work for one that would be missed if it were dead: its process is watched, or it has
-    /// answered.
+    /// Whether the wire may be at work for one that would be missed if it were dead.
     pub(super) fn may_be_alive(&self) -> bool {
-        let has_answered = |user: &User| user.pulse.as_ref().is_some_and(Pulse::may_be_alive);
-        self.0.iter().any(|user| user.watch.is_some() || has_answered(user))
+        self.0.iter().any(User::is_in_sight)
     }
 
     /// Those that have to be told of the exposure's end.
-    pub(super) fn to_be_told(&self) -> impl Iterator<Item = Arc<RemoteMetadata>> {
-        let under_way = self.0.iter().filter(|user| user.is_under_way);
-        under_way.map(|user| Arc::clone(&user.agent))
+    pub(super) fn to_be_told(&self) -> impl Iterator<Item = (Arc<RemoteMetadata>, TransferId)> {
+        let at_work = self.0.iter().filter(|user| user.is_under_way && !user.has_completed);
+        at_work.map(|user| (Arc::clone(&user.agent), user.transfer))
     }
 }

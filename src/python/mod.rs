@@ -20,6 +20,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::process::Origin;
+use crate::settings::LONGEST;
 use crate::transport::loader;
 
 /// The process that imported the module. A forked child inherits our memory but none of our threads.
@@ -30,8 +31,8 @@ const HAND_OVER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Seconds from Python as a duration; negative and not-a-number count as nothing, infinite as very long.
 fn duration(seconds: f64) -> Duration {
-    const LONG: Duration = Duration::from_secs(60 * 60 * 24 * 365);
-    Duration::try_from_secs_f64(seconds).unwrap_or(if seconds > 0.0 { LONG } else { Duration::ZERO })
+    let longest = if seconds > 0.0 { LONGEST } else { Duration::ZERO };
+    Duration::try_from_secs_f64(seconds).map_or(longest, |duration| duration.min(LONGEST))
 }
 
 #[pymodule(gil_used = false)]

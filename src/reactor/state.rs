@@ -15,7 +15,7 @@ use crate::operation::Outcome;
 use crate::peer::PeerTable;
 use crate::region::RegionTable;
 use crate::transport::Transport;
-use crate::types::{AgentName, OperationKey, ProcessId};
+use crate::types::{AgentName, OperationKey, ProcessId, TransferId};
 use crate::wire::{ControlMessage, EndReason};
 use crate::words::WordTable;
 
@@ -54,9 +54,10 @@ pub(crate) struct Introduction {
 
 impl Introduction {
     /// What it says when it begins to move an owner's bytes.
-    pub(crate) fn hello(&self, operation: OperationKey) -> ControlMessage {
+    pub(crate) fn hello(&self, operation: OperationKey, transfer: TransferId) -> ControlMessage {
         ControlMessage::Hello {
             operation,
+            transfer,
             connection: self.connection.clone(),
             process: self.process,
         }
@@ -166,6 +167,7 @@ impl LaneState {
     /// As [`LaneState::tick`], with the time that is asked for once the notifications are in.
     pub(crate) fn tick_at(&mut self, clock: impl FnOnce() -> Instant) -> Activity {
         let ledger = Arc::clone(&self.ledger);
+        ledger.begin_look();
         let mut notices = Vec::new();
         let received = self
             .resources
@@ -180,7 +182,7 @@ impl LaneState {
         };
         let now = clock();
         for notice in notices {
-            self.hear(notice, now);
+            self.hear(&notice, now);
         }
         progressed |= ledger.tick(now);
         // Not through `add`: a lane that closes still says so.
@@ -236,34 +238,53 @@ impl LaneState {
         }
     }
 
-    fn hear(&mut self, notice: Notice, now: Instant) {
-        if let News::Ping(nonce) = notice.news {
-            return self.answer(&notice.sender, notice.operation, nonce, now);
-        }
-        for transfer in &mut self.transfers {
-            transfer.hear(&notice);
+    fn hear(&mut self, notice: &Notice, now: Instant) {
+        let known = self.transfers.iter_mut().find(|transfer| transfer.is_called(notice));
+        match (known, &notice.news) {
+            (known, News::Ping(nonce)) => {
+                let is_known = known.is_some();
+                self.answer(notice, Some(*nonce), is_known, now);
+            }
+            (Some(transfer), _) => transfer.hear(notice),
+            // The peer has missed how that ended.
+            (None, News::Ended(_)) => self.answer(notice, None, false, now),
+            (None, News::Pong(_)) => {}
         }
     }
 
-    /// A peer asks whether a transfer with it is under way. Nobody is loaded for an answer.
-    fn answer(&mut self, peer: &AgentName, operation: OperationKey, nonce: u64, now: Instant) {
+    /// A peer asks whether a transfer is under way, or takes one for it that is not. Nobody is loaded for an answer.
+    fn answer(&mut self, notice: &Notice, nonce: Option<u64>, is_known: bool, now: Instant) {
+        let peer = &notice.sender;
         if self.resources.peers.is_lost(peer) || !self.answers.admit(peer, now) {
             return;
         }
-        let mut transfers = self.transfers.iter();
-        let is_known = transfers.any(|transfer| transfer.is_about(peer, &operation));
-        let mut answers = vec![ControlMessage::Pong {
+        let (operation, transfer) = (&notice.operation, notice.transfer);
+        let mut answers = Vec::new();
+        answers.extend(nonce.map(|nonce| ControlMessage::Pong {
             operation: operation.clone(),
+            transfer,
             nonce,
-        }];
+        }));
         if !is_known {
-            // The peer has missed how that ended.
+            let operation = || operation.clone();
             answers.push(ControlMessage::Left {
-                operation: operation.clone(),
+                operation: operation(),
+                transfer,
                 reason: EndReason::Failed,
                 text: "no such transfer is under way".to_owned(),
             });
-            answers.push(ControlMessage::Quiet { operation });
+            let mut unquiet = self.unquiet.iter();
+            answers.push(if unquiet.any(|unquiet| unquiet.is_of(notice)) {
+                ControlMessage::Never {
+                    operation: operation(),
+                    transfer,
+                }
+            } else {
+                ControlMessage::Quiet {
+                    operation: operation(),
+                    transfer,
+                }
+            });
         }
         for answer in answers {
             let Ok(message) = answer.encode() else { return };

@@ -26,14 +26,14 @@ use super::state::Resources;
 use crate::checksum::Checksum;
 use crate::descriptor::{Piece, PieceCursor, PieceLimits, TransferPlan};
 use crate::error::{Error, ErrorKind, Result};
-use crate::exposure::Letter;
+use crate::exposure::{Letter, Notice};
 use crate::hints::Facts;
 use crate::operation::{Operation, Outcome, Pin};
 use crate::peer::{Plan, RemoteMetadata, Wanted};
 use crate::process::{self, Liveness};
 use crate::region::{LocalMemory, Region, Sharing};
 use crate::transport::Request;
-use crate::types::{AgentName, Direction, MemoryRange, OperationKey, ProcessId};
+use crate::types::{AgentName, Direction, MemoryRange, OperationKey, ProcessId, TransferId};
 
 /// The size of a piece. Over shared memory a post copies inside of the call, so this bounds how long a lane is deaf
 /// (about 1 ms); smaller pieces cost throughput.
@@ -127,6 +127,8 @@ enum Stage {
 #[derive(Debug)]
 pub(crate) struct Unquiet {
     pub(crate) peer: AgentName,
+    operation: OperationKey,
+    id: Option<TransferId>,
     pub(crate) regions: Vec<Region>,
     pub(crate) bytes: u64,
     process: Option<ProcessId>,
@@ -135,6 +137,11 @@ pub(crate) struct Unquiet {
 }
 
 impl Unquiet {
+    /// Whether it is what is left of that transfer.
+    pub(crate) fn is_of(&self, notice: &Notice) -> bool {
+        self.id == Some(notice.transfer) && self.peer == notice.sender && self.operation == notice.operation
+    }
+
     /// Whether the peer's process is dead: then nothing of a request moves any more that has reported its failure, however
     /// many descriptors it had (docs/adr/0008-quiescence.md).
     pub(crate) fn has_died(&self) -> bool {
@@ -256,9 +263,12 @@ impl Transfer {
         }
     }
 
-    /// Whether it moves what the owner knows under this key.
-    pub(crate) fn is_about(&self, owner: &AgentName, operation: &OperationKey) -> bool {
-        !self.is_letter && self.peer() == owner && self.operation.key() == operation
+    /// Whether what the owner says is about it.
+    pub(crate) fn is_called(&self, notice: &Notice) -> bool {
+        !self.is_letter
+            && self.courtesy.known_id() == Some(notice.transfer)
+            && *self.peer() == notice.sender
+            && *self.operation.key() == notice.operation
     }
 
     pub(crate) fn peer(&self) -> &AgentName {
@@ -305,6 +315,8 @@ impl Transfer {
         );
         Some(Unquiet {
             peer: self.remote.agent().clone(),
+            operation: self.operation.key().clone(),
+            id: self.courtesy.known_id(),
             regions: std::mem::take(&mut self.regions),
             bytes: self.operation.bytes_total(),
             process: self.owner_process(),

@@ -15,9 +15,9 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::types::{OperationKey, ProcessId};
+use crate::types::{OperationKey, ProcessId, TransferId};
 use crate::wire::control::fields::{
-    CONNECTION, Fields, NONCE, OPERATION, PROCESS, REASON, TEXT, is_key, put, required,
+    CONNECTION, Fields, NONCE, OPERATION, PROCESS, REASON, TEXT, TRANSFER, is_key, put, required,
 };
 use crate::wire::{limits, process};
 
@@ -37,6 +37,7 @@ const QUIET: u8 = 3;
 const ENDED: u8 = 4;
 const PING: u8 = 5;
 const PONG: u8 = 6;
+const NEVER: u8 = 7;
 
 /// Why one side is done with an operation that is not complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -75,6 +76,8 @@ pub enum ControlMessage {
     Hello {
         /// The operation's notification key.
         operation: OperationKey,
+        /// Which of the sender's transfers.
+        transfer: TransferId,
         /// The sender's agent metadata without regions, not parsed.
         connection: Bytes,
         /// The sender.
@@ -84,6 +87,8 @@ pub enum ControlMessage {
     Left {
         /// The operation's notification key.
         operation: OperationKey,
+        /// Which of the sender's transfers.
+        transfer: TransferId,
         /// Why.
         reason: EndReason,
         /// The same for people, of any characters; cut at [`limits::MAX_CONTROL_TEXT`] bytes when written.
@@ -93,11 +98,22 @@ pub enum ControlMessage {
     Quiet {
         /// The operation's notification key.
         operation: OperationKey,
+        /// Which of the sender's transfers.
+        transfer: TransferId,
+    },
+    /// Active side: its transfer has ended, and nobody will ever know whether the wire is done with it.
+    Never {
+        /// The operation's notification key.
+        operation: OperationKey,
+        /// Which of the sender's transfers.
+        transfer: TransferId,
     },
     /// Owner: the exposure has ended without being complete.
     Ended {
         /// The operation's notification key.
         operation: OperationKey,
+        /// Which of the active side's transfers is told.
+        transfer: TransferId,
         /// Why.
         reason: EndReason,
         /// The same for people, of any characters; cut at [`limits::MAX_CONTROL_TEXT`] bytes when written.
@@ -107,6 +123,8 @@ pub enum ControlMessage {
     Ping {
         /// The operation's notification key.
         operation: OperationKey,
+        /// Which of the active side's transfers.
+        transfer: TransferId,
         /// Comes back in the answer.
         nonce: u64,
     },
@@ -114,6 +132,8 @@ pub enum ControlMessage {
     Pong {
         /// The ping's.
         operation: OperationKey,
+        /// The ping's.
+        transfer: TransferId,
         /// The ping's.
         nonce: u64,
     },
@@ -147,41 +167,60 @@ impl ControlMessage {
         match self {
             Self::Hello {
                 operation,
+                transfer,
                 connection,
                 process,
             } => {
                 body.push(HELLO);
-                put_operation(&mut body, operation)?;
+                put_transfer(&mut body, operation, *transfer)?;
                 put(&mut body, CONNECTION, connection);
                 put(&mut body, PROCESS, &process::to_bytes(*process));
             }
             Self::Left {
                 operation,
+                transfer,
                 reason,
                 text,
             } => {
                 body.push(LEFT);
-                put_end(&mut body, operation, *reason, text)?;
+                put_transfer(&mut body, operation, *transfer)?;
+                put_end(&mut body, *reason, text);
             }
-            Self::Quiet { operation } => {
+            Self::Quiet { operation, transfer } => {
                 body.push(QUIET);
-                put_operation(&mut body, operation)?;
+                put_transfer(&mut body, operation, *transfer)?;
+            }
+            Self::Never { operation, transfer } => {
+                body.push(NEVER);
+                put_transfer(&mut body, operation, *transfer)?;
             }
             Self::Ended {
                 operation,
+                transfer,
                 reason,
                 text,
             } => {
                 body.push(ENDED);
-                put_end(&mut body, operation, *reason, text)?;
+                put_transfer(&mut body, operation, *transfer)?;
+                put_end(&mut body, *reason, text);
             }
-            Self::Ping { operation, nonce } => {
+            Self::Ping {
+                operation,
+                transfer,
+                nonce,
+            } => {
                 body.push(PING);
-                put_question(&mut body, operation, *nonce)?;
+                put_transfer(&mut body, operation, *transfer)?;
+                put(&mut body, NONCE, &nonce.to_le_bytes());
             }
-            Self::Pong { operation, nonce } => {
+            Self::Pong {
+                operation,
+                transfer,
+                nonce,
+            } => {
                 body.push(PONG);
-                put_question(&mut body, operation, *nonce)?;
+                put_transfer(&mut body, operation, *transfer)?;
+                put(&mut body, NONCE, &nonce.to_le_bytes());
             }
         }
         if body.len() > limits::MAX_CONTROL_MESSAGE {
@@ -212,36 +251,46 @@ impl ControlMessage {
         let Some((kind, rest)) = body.split_first() else {
             return Err(refused("ends before the kind"));
         };
-        if !(HELLO..=PONG).contains(kind) {
+        if !(HELLO..=NEVER).contains(kind) {
             return Ok(Incoming::Unknown);
         }
         let mut fields = Fields::read(rest)?;
         let message = match *kind {
             HELLO => Self::Hello {
                 operation: required(&mut fields.operation, OPERATION)?,
+                transfer: required(&mut fields.transfer, TRANSFER)?,
                 connection: required(&mut fields.connection, CONNECTION)?,
                 process: required(&mut fields.process, PROCESS)?,
             },
             LEFT => Self::Left {
                 operation: required(&mut fields.operation, OPERATION)?,
+                transfer: required(&mut fields.transfer, TRANSFER)?,
                 reason: required(&mut fields.reason, REASON)?,
                 text: fields.text.take().unwrap_or_default(),
             },
             QUIET => Self::Quiet {
                 operation: required(&mut fields.operation, OPERATION)?,
+                transfer: required(&mut fields.transfer, TRANSFER)?,
             },
             ENDED => Self::Ended {
                 operation: required(&mut fields.operation, OPERATION)?,
+                transfer: required(&mut fields.transfer, TRANSFER)?,
                 reason: required(&mut fields.reason, REASON)?,
                 text: fields.text.take().unwrap_or_default(),
             },
             PING => Self::Ping {
                 operation: required(&mut fields.operation, OPERATION)?,
+                transfer: required(&mut fields.transfer, TRANSFER)?,
                 nonce: required(&mut fields.nonce, NONCE)?,
             },
-            _ => Self::Pong {
+            PONG => Self::Pong {
                 operation: required(&mut fields.operation, OPERATION)?,
+                transfer: required(&mut fields.transfer, TRANSFER)?,
                 nonce: required(&mut fields.nonce, NONCE)?,
+            },
+            _ => Self::Never {
+                operation: required(&mut fields.operation, OPERATION)?,
+                transfer: required(&mut fields.transfer, TRANSFER)?,
             },
         };
         Ok(Incoming::Message {
@@ -251,16 +300,14 @@ impl ControlMessage {
     }
 }
 
-fn put_end(body: &mut Vec<u8>, operation: &OperationKey, reason: EndReason, text: &str) -> Result<()> {
-    put_operation(body, operation)?;
+fn put_end(body: &mut Vec<u8>, reason: EndReason, text: &str) {
     put(body, REASON, &[reason as u8]);
     put(body, TEXT, cut(text).as_bytes());
-    Ok(())
 }
 
-fn put_question(body: &mut Vec<u8>, operation: &OperationKey, nonce: u64) -> Result<()> {
+fn put_transfer(body: &mut Vec<u8>, operation: &OperationKey, transfer: TransferId) -> Result<()> {
     put_operation(body, operation)?;
-    put(body, NONCE, &nonce.to_le_bytes());
+    put(body, TRANSFER, &transfer.0.to_le_bytes());
     Ok(())
 }
 

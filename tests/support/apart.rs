@@ -116,6 +116,7 @@ impl Transport for Apart {
                 message:
                     ControlMessage::Hello {
                         operation,
+                        transfer,
                         connection,
                         process,
                     },
@@ -124,6 +125,7 @@ impl Transport for Apart {
                 let process = elsewhere(process);
                 let hello = ControlMessage::Hello {
                     operation,
+                    transfer,
                     connection,
                     process,
                 };

@@ -1,129 +1,9 @@
 #![allow(clippy::unwrap_used)]
 
-use std::time::Duration;
-
-use bytes::Bytes;
-
 use super::*;
-use crate::operation::{Operation, Status};
-use crate::region::{LocalMemory, RegionTable};
-use crate::settings::Settings;
-use crate::transport::AgentFlavor;
-use crate::transport::fake::FakeNetwork;
-use crate::types::{Addr, ByteLen, Direction, MemoryKind, MemoryRange, ProcessId};
-use crate::wire::{CompressedBlob, EndReason, Incoming};
-
-const KEEPALIVE: Duration = Duration::from_secs(5);
-const GRACE: Duration = Duration::from_secs(100);
-const KEY: &str = "key";
-
-/// An exposure, and peers on another host.
-struct Bench {
-    network: FakeNetwork,
-    ledger: Arc<Ledger>,
-    record: Arc<Record>,
-    /// What time it is for the ledger.
-    now: Instant,
-}
-
-impl Bench {
-    fn new(lease: Option<Duration>, keepalive: Option<Duration>) -> Self {
-        let settings = Settings {
-            grace: GRACE,
-            keepalive,
-            ..Settings::default()
-        };
-        let network = FakeNetwork::new();
-        let transport = network.agent(&AgentName::new("owner"), AgentFlavor::SharedMemoryErrors);
-        let regions = RegionTable::new(transport.unwrap());
-        let ledger = Arc::new(Ledger::new(&settings));
-        let now = Instant::now();
-        let operation = Operation::new(Direction::Read, OperationKey::new(KEY), None, 4096);
-        let record = Record::new(&operation, 1, lease.map(|lease| now + lease));
-        let range = MemoryRange {
-            kind: MemoryKind::Dram,
-            device: 0,
-            addr: Addr(1 << 20),
-            len: ByteLen(4096),
-        };
-        let memory = LocalMemory {
-            range,
-            keep_alive: None,
-        };
-        record.inner().regions.push(regions.acquire(&memory).unwrap());
-        record.inner().exported = Some(CompressedBlob::new(b"metadata").unwrap());
-        ledger.open(&record);
-        Self {
-            network,
-            ledger,
-            record,
-            now,
-        }
-    }
-
-    fn asking() -> Self {
-        Self::new(None, Some(KEEPALIVE))
-    }
-
-    fn hello(&mut self, name: &str) {
-        let agent = self
-            .network
-            .agent(&AgentName::new(name), AgentFlavor::SharedMemoryErrors)
-            .unwrap();
-        self.receive(
-            name,
-            &ControlMessage::Hello {
-                operation: OperationKey::new(KEY),
-                connection: Bytes::from(agent.connection_info().unwrap()),
-                process: ProcessId {
-                    pid: 1,
-                    start: 1,
-                    host: !crate::process::here().unwrap().host,
-                },
-            },
-        );
-        // The ledger counts from when it heard.
-        self.now = self.now.max(Instant::now());
-    }
-
-    fn receive(&self, sender: &str, message: &ControlMessage) {
-        let message = message.encode().unwrap();
-        assert!(self.ledger.receive(&AgentName::new(sender), &message).is_none());
-    }
-
-    fn pong(&self, sender: &str, nonce: u64) {
-        let operation = OperationKey::new(KEY);
-        self.receive(sender, &ControlMessage::Pong { operation, nonce });
-    }
-
-    /// An interval passes. Says who is pinged with which nonce; these letters have been sent.
-    fn beat(&mut self) -> Vec<(String, u64)> {
-        self.now += KEEPALIVE;
-        self.ledger.tick(self.now);
-        let asked = self.sent().into_iter().filter_map(|(to, message)| match message {
-            ControlMessage::Ping { nonce, .. } => Some((to, nonce)),
-            _ => None,
-        });
-        asked.collect()
-    }
-
-    fn sent(&self) -> Vec<(String, ControlMessage)> {
-        let letters = self.ledger.take_outbox().into_iter();
-        let sent = letters.map(|letter| {
-            letter.operation.finish(Outcome::Complete);
-            match ControlMessage::decode(letter.operation.key().as_bytes()).unwrap() {
-                Incoming::Message { message, .. } => (letter.to.agent().to_string(), message),
-                other => panic!("{other:?}"),
-            }
-        });
-        sent.collect()
-    }
-
-    fn kind(&self) -> Option<ErrorKind> {
-        let outcome = self.record.operation().outcome()?;
-        outcome.error().map(Error::kind)
-    }
-}
+use crate::exposure::samples::{Bench, KEEPALIVE, KEY, TRANSFER};
+use crate::operation::Status;
+use crate::wire::EndReason;
 
 #[test]
 fn nobody_is_asked_before_a_hello_or_after_all_is_quiet() {
@@ -133,8 +13,7 @@ fn nobody_is_asked_before_a_hello_or_after_all_is_quiet() {
     bench.hello("reader");
     assert!(bench.ledger.next_due().is_some());
     assert_eq!(bench.beat().len(), 1);
-    let operation = OperationKey::new(KEY);
-    bench.receive("reader", &ControlMessage::Quiet { operation });
+    bench.quiet("reader", TRANSFER);
     assert!(bench.beat().is_empty());
     assert_eq!(bench.ledger.next_due(), None);
 }
@@ -160,10 +39,9 @@ fn silence_ends_the_exposure_and_not_the_hold_on_its_memory() {
     assert!(!bench.record.operation().is_quiet());
     assert_eq!(bench.ledger.in_grace().0, 1);
     // It was only stopped, and is done now.
-    let operation = OperationKey::new(KEY);
-    bench.receive("reader", &ControlMessage::Quiet { operation });
-    bench.ledger.tick(bench.now);
-    assert!(bench.record.operation().is_quiet());
+    bench.quiet("reader", TRANSFER);
+    bench.look();
+    assert!(bench.is_quiet());
 }
 
 #[test]
@@ -224,6 +102,7 @@ fn another_transfer_that_answers_keeps_the_exposure() {
     assert!(asked.iter().all(|(name, _)| name == "other"), "{asked:?}");
     let left = ControlMessage::Left {
         operation: OperationKey::new(KEY),
+        transfer: TRANSFER,
         reason: EndReason::Cancelled,
         text: String::new(),
     };
@@ -256,10 +135,9 @@ fn whoever_answers_outlasts_the_lease_and_the_grace_and_whoever_does_not_does_no
         bench.ledger.end(&bench.record, Outcome::Cancelled);
         beat(&mut bench, 30);
         assert!(!bench.record.operation().is_quiet(), "long after the grace");
-        let operation = OperationKey::new(KEY);
-        bench.receive("reader", &ControlMessage::Quiet { operation });
-        bench.ledger.tick(bench.now);
-        assert!(bench.record.operation().is_quiet());
+        bench.quiet("reader", TRANSFER);
+        bench.look();
+        assert!(bench.is_quiet());
     }
 }
 
@@ -270,7 +148,14 @@ fn a_flood_of_pings_has_one_answer_at_a_time() {
     let flood = |sender: &str| {
         for nonce in 0..1000 {
             let operation = OperationKey::new(KEY);
-            bench.receive(sender, &ControlMessage::Ping { operation, nonce });
+            bench.receive(
+                sender,
+                &ControlMessage::Ping {
+                    operation,
+                    transfer: TRANSFER,
+                    nonce,
+                },
+            );
         }
         bench.sent()
     };

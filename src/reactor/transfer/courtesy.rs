@@ -9,7 +9,7 @@ use crate::exposure::{Letter, News, Notice, reason_of};
 use crate::operation::Outcome;
 use crate::process::{self, Liveness, Watch};
 use crate::reactor::state::Resources;
-use crate::types::ProcessId;
+use crate::types::{ProcessId, TransferId};
 use crate::wire::ControlMessage;
 
 /// How far the conversation has come.
@@ -17,6 +17,8 @@ use crate::wire::ControlMessage;
 pub(super) struct Courtesy {
     /// The transfer takes long enough for its owner to be told of it.
     is_worth_it: bool,
+    /// What the transfer is called there.
+    id: Option<TransferId>,
     has_greeted: bool,
     has_left: bool,
     /// A message that the agent could not send, since it has lost sight of its peer.
@@ -29,6 +31,16 @@ impl Courtesy {
     /// Whether the transfer takes more than a moment.
     pub(super) fn is_lasting(&self) -> bool {
         self.is_worth_it
+    }
+
+    /// What the owner knows the transfer by.
+    pub(super) fn id(&mut self) -> TransferId {
+        *self.id.get_or_insert_with(TransferId::random)
+    }
+
+    /// The same, where the owner has heard of it.
+    pub(super) fn known_id(&self) -> Option<TransferId> {
+        self.id
     }
 
     /// The owner has been told anew who moves its bytes.
@@ -80,7 +92,7 @@ impl Transfer {
             return false;
         };
         self.courtesy.has_greeted = true;
-        let hello = me.hello(self.operation.key().clone());
+        let hello = me.hello(self.operation.key().clone(), self.courtesy.id());
         self.tell(resources, hello);
         true
     }
@@ -107,6 +119,7 @@ impl Transfer {
             let operation = self.operation.key().clone();
             let left = ControlMessage::Left {
                 operation,
+                transfer: self.courtesy.id(),
                 reason,
                 text,
             };
@@ -114,10 +127,12 @@ impl Transfer {
         }
     }
 
-    /// Says that the transfer was given up before it began.
+    /// Says that the transfer was given up before it began, or while it waited to go on.
     pub(super) fn decline(&mut self, resources: &Resources) {
         let outcome = self.operation.outcome();
         let is_given_up = match &outcome {
+            // Whoever has heard of it is to hear of its end.
+            _ if self.courtesy.has_greeted => true,
             Some(Outcome::Cancelled) => true,
             // Whoever could not be reached before cannot be told either.
             Some(outcome) => matches!(
@@ -132,18 +147,23 @@ impl Transfer {
         }
     }
 
-    /// Says that the wire is done with it. Also where it was complete: should the key be lost, the owner would take the
-    /// transfer for under way as long as this process lives.
+    /// Says that the wire is done with it, or that nobody will ever know. Also where it was complete: the key does not tell
+    /// which of the agent's transfers it comes from.
     pub(super) fn close_conversation(&mut self, resources: &Resources) {
         self.courtesy.watch = None;
         let outcome = self.operation.outcome().filter(|_| self.courtesy.has_greeted);
         let is_owed = match &outcome {
             None => false,
-            Some(outcome) => outcome.error().map(Error::kind) != Some(ErrorKind::PeerLost) && !self.is_unquiet,
+            Some(outcome) => outcome.error().map(Error::kind) != Some(ErrorKind::PeerLost),
         };
         if is_owed {
-            let operation = self.operation.key().clone();
-            self.tell(resources, ControlMessage::Quiet { operation });
+            let (operation, transfer) = (self.operation.key().clone(), self.courtesy.id());
+            let message = if self.is_unquiet {
+                ControlMessage::Never { operation, transfer }
+            } else {
+                ControlMessage::Quiet { operation, transfer }
+            };
+            self.tell(resources, message);
         }
     }
 
@@ -167,13 +187,13 @@ impl Transfer {
 
     /// The peer has something to say, perhaps of this transfer.
     pub(crate) fn hear(&mut self, notice: &Notice) {
-        if !self.is_about(&notice.sender, &notice.operation) {
+        if !self.is_called(notice) {
             return;
         }
         match &notice.news {
             News::Ended(error) => self.abandon(Outcome::of(self.detailed(error.clone()))),
             News::Pong(nonce) => self.note_answer(*nonce),
-            News::Ping(_) => {}
+            News::Ping(..) => {}
         }
     }
 

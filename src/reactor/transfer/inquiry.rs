@@ -174,11 +174,17 @@ impl Transfer {
         let (operation, peer) = (self.operation.key().clone(), self.remote.agent());
         if let Some(me) = resources.introduction.as_ref().filter(|_| is_first) {
             // Also where it was said before: that may have got lost with the connection.
-            let hello = me.hello(operation.clone()).encode()?;
+            let hello = me.hello(operation.clone(), self.courtesy.id()).encode()?;
             resources.transport.notify(peer, &hello)?;
             self.courtesy.note_greeted();
         }
-        let ping = ControlMessage::Ping { operation, nonce }.encode()?;
+        let transfer = self.courtesy.id();
+        let ping = ControlMessage::Ping {
+            operation,
+            transfer,
+            nonce,
+        };
+        let ping = ping.encode()?;
         resources.transport.notify(peer, &ping)
     }
 }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use crate::error::{Error, Result};
-use crate::types::{OperationKey, ProcessId};
+use crate::types::{OperationKey, ProcessId, TransferId};
 use crate::wire::control::{EndReason, refused};
 use crate::wire::{limits, process};
 
@@ -13,6 +13,7 @@ pub(super) const PROCESS: u8 = 3;
 pub(super) const REASON: u8 = 4;
 pub(super) const TEXT: u8 = 5;
 pub(super) const NONCE: u8 = 6;
+pub(super) const TRANSFER: u8 = 7;
 
 /// Appends a field.
 pub(super) fn put(body: &mut Vec<u8>, kind: u8, value: &[u8]) {
@@ -37,6 +38,7 @@ pub(super) struct Fields {
     pub(super) reason: Option<EndReason>,
     pub(super) text: Option<String>,
     pub(super) nonce: Option<u64>,
+    pub(super) transfer: Option<TransferId>,
     unknown: usize,
 }
 
@@ -84,6 +86,10 @@ impl Fields {
                 let bytes = value.try_into().map_err(|_| wrong_size())?;
                 self.nonce.replace(u64::from_le_bytes(bytes)).is_some()
             }
+            TRANSFER => {
+                let bytes = value.try_into().map_err(|_| wrong_size())?;
+                self.transfer.replace(TransferId(u64::from_le_bytes(bytes))).is_some()
+            }
             _ => {
                 self.unknown += 1;
                 false
@@ -104,6 +110,7 @@ impl Fields {
             self.reason.is_some(),
             self.text.is_some(),
             self.nonce.is_some(),
+            self.transfer.is_some(),
         ];
         self.unknown + known.into_iter().filter(|is_left| *is_left).count()
     }

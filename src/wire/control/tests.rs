@@ -3,7 +3,7 @@
 use super::*;
 
 /// The example in docs/protocol.md; its base64 is Python's.
-const EXAMPLE: &[u8] = b"dnxl/1:AgEDAGtleQQBAAMFCAB0b28gc2xvdw==";
+const EXAMPLE: &[u8] = b"dnxl/1:AgEDAGtleQcIACoAAAAAAAAABAEAAwUIAHRvbyBzbG93";
 
 fn key() -> OperationKey {
     OperationKey::new("key")
@@ -12,6 +12,7 @@ fn key() -> OperationKey {
 fn left(reason: EndReason, text: &str) -> ControlMessage {
     ControlMessage::Left {
         operation: key(),
+        transfer: TransferId(42),
         reason,
         text: text.to_owned(),
     }
@@ -20,6 +21,7 @@ fn left(reason: EndReason, text: &str) -> ControlMessage {
 fn hello(connection: usize) -> ControlMessage {
     ControlMessage::Hello {
         operation: key(),
+        transfer: TransferId(42),
         connection: Bytes::from(vec![7; connection]),
         process: ProcessId {
             pid: 1,
@@ -37,6 +39,10 @@ fn field(kind: u8, value: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     put(&mut bytes, kind, value);
     bytes
+}
+
+fn which() -> Vec<u8> {
+    field(TRANSFER, &42_u64.to_le_bytes())
 }
 
 fn message(notification: &[u8]) -> (ControlMessage, usize) {
@@ -67,7 +73,7 @@ fn what_is_no_message_is_told_from_what_is_not_understood() {
     for other in [&b""[..], b"dnxl", b"DNXL/1:", b" dnxl/1:", b"\xff\xfe"] {
         assert_eq!(ControlMessage::decode(other).unwrap(), Incoming::Other, "{other:?}");
     }
-    let later_kind = packed(&[7, 1, 0, 0]);
+    let later_kind = packed(&[8, 1, 0, 0]);
     for unknown in [&b"dnxl/"[..], b"dnxl/1", b"dnxl/2:AQ==", b"dnxl/11:AQ==", &later_kind] {
         assert_eq!(
             ControlMessage::decode(unknown).unwrap(),
@@ -84,9 +90,13 @@ fn fields_without_use_are_counted() {
         &field(200, b"later"),
         &field(NONCE, &[0; 8]),
         &field(OPERATION, b"key"),
+        &which(),
         &field(200, b""),
     ];
-    let quiet = ControlMessage::Quiet { operation: key() };
+    let quiet = ControlMessage::Quiet {
+        operation: key(),
+        transfer: TransferId(42),
+    };
     assert_eq!(message(&packed(&body.concat())), (quiet, 3));
 }
 
@@ -102,7 +112,13 @@ fn an_unknown_reason_is_a_failure_and_text_may_be_missing() {
         (6, EndReason::Completed),
         (7, EndReason::Failed),
     ] {
-        let body = [&[LEFT][..], &field(OPERATION, b"key"), &field(REASON, &[number])].concat();
+        let body = [
+            &[LEFT][..],
+            &field(OPERATION, b"key"),
+            &which(),
+            &field(REASON, &[number]),
+        ]
+        .concat();
         assert_eq!(message(&packed(&body)), (left(reason, ""), 0));
     }
 }
@@ -111,28 +127,40 @@ fn an_unknown_reason_is_a_failure_and_text_may_be_missing() {
 fn malformed_messages_are_refused() {
     let of = |kind: u8, fields: &[&[u8]]| packed(&[&[kind][..], &fields.concat()].concat());
     let (operation, reason) = (&field(OPERATION, b"key"), &field(REASON, &[1]));
+    let transfer = &which();
     for (notification, expected) in [
         (b"dnxl/1:".to_vec(), "ends before the kind"),
         (b"dnxl/1:A".to_vec(), "not standard base64"),
         (b"dnxl/1:Aw".to_vec(), "not standard base64"),
         (b"dnxl/1:A w==".to_vec(), "not standard base64"),
         (of(QUIET, &[]), "missing (field=1)"),
-        (of(LEFT, &[operation]), "missing (field=4)"),
-        (of(HELLO, &[operation]), "missing (field=2)"),
-        (of(HELLO, &[operation, &field(CONNECTION, b"c")]), "missing (field=3)"),
-        (of(PONG, &[operation]), "missing (field=6)"),
+        (of(QUIET, &[operation]), "missing (field=7)"),
+        (of(NEVER, &[operation]), "missing (field=7)"),
+        (of(LEFT, &[operation, reason]), "missing (field=7)"),
+        (of(LEFT, &[operation, transfer]), "missing (field=4)"),
+        (of(ENDED, &[operation, transfer]), "missing (field=4)"),
+        (of(HELLO, &[operation, transfer]), "missing (field=2)"),
+        (
+            of(HELLO, &[operation, transfer, &field(CONNECTION, b"c")]),
+            "missing (field=3)",
+        ),
+        (of(PONG, &[operation, transfer]), "missing (field=6)"),
+        (
+            of(QUIET, &[operation, &field(TRANSFER, &[1; 4])]),
+            "wrong size (field=7",
+        ),
         (of(QUIET, &[operation, operation]), "repeated (field=1)"),
         (of(QUIET, &[&operation[..5]]), "ends within a field (field=1)"),
         (of(QUIET, &[operation, &[200]]), "ends within a field (field=200)"),
         (of(QUIET, &[&field(OPERATION, b"")]), "wrong size (field=1"),
         (of(LEFT, &[operation, &field(REASON, &[1, 1])]), "wrong size (field=4"),
-        (of(PING, &[operation]), "missing (field=6)"),
+        (of(PING, &[operation, transfer]), "missing (field=6)"),
         (of(PING, &[&field(NONCE, &[1; 8])]), "missing (field=1)"),
         (of(PONG, &[&field(NONCE, &[1; 8])]), "missing (field=1)"),
         (of(PONG, &[operation, &field(NONCE, &[1; 4])]), "wrong size (field=6"),
         (of(HELLO, &[&field(PROCESS, &[1; 11])]), "wrong size (field=3"),
         (
-            of(ENDED, &[operation, reason, &field(TEXT, &[0xff])]),
+            of(ENDED, &[operation, transfer, reason, &field(TEXT, &[0xff])]),
             "not UTF-8 (field=5",
         ),
         (
@@ -151,8 +179,8 @@ fn malformed_messages_are_refused() {
 
 #[test]
 fn both_directions_stop_at_the_same_length() {
-    // The kind, and what the three fields take beside the connection.
-    let room = limits::MAX_CONTROL_MESSAGE - 1 - (3 + 3) - 3 - (3 + 12);
+    // The kind, and what the four fields take beside the connection.
+    let room = limits::MAX_CONTROL_MESSAGE - 1 - (3 + 3) - (3 + 8) - 3 - (3 + 12);
     let longest = hello(room).encode().unwrap();
     assert_eq!(longest.len(), NAME.len() + VERSION.len() + MAX_ENCODED);
     assert_eq!(message(&longest), (hello(room), 0));
@@ -174,6 +202,7 @@ fn keys_that_would_be_refused_are_not_sent() {
     for length in [0, limits::MAX_NOTIFICATION_KEY + 1] {
         let quiet = ControlMessage::Quiet {
             operation: OperationKey::new(vec![b'a'; length]),
+            transfer: TransferId(42),
         };
         assert_eq!(quiet.encode().unwrap_err().kind(), ErrorKind::Metadata);
     }

@@ -1,0 +1,109 @@
+#![allow(clippy::unwrap_used)]
+
+use std::time::Duration;
+
+use super::*;
+use crate::exposure::samples::{Bench, GRACE, KEY, TRANSFER};
+use crate::operation::{Outcome, Status};
+use crate::types::{AgentName, OperationKey, TransferId};
+use crate::wire::ControlMessage;
+
+const OTHER: TransferId = TransferId(7);
+
+/// The key arrives.
+fn complete(bench: &Bench, name: &str) {
+    assert!(bench.ledger.receive(&AgentName::new(name), KEY.as_bytes()).is_none());
+    assert_eq!(bench.record.operation().status(), Status::Complete);
+}
+
+#[test]
+fn two_transfers_of_one_agent_are_two() {
+    for ends_well in [true, false] {
+        let mut bench = Bench::asking();
+        bench.hello("reader");
+        bench.hello_as("reader", OTHER);
+        if ends_well {
+            complete(&bench, "reader");
+        } else {
+            bench.ledger.end(&bench.record, Outcome::Cancelled);
+        }
+        assert_eq!(bench.sent().len(), 2, "both are told");
+        bench.quiet("reader", TRANSFER);
+        bench.look();
+        bench.look();
+        assert!(!bench.is_quiet(), "the other one is at work");
+        bench.quiet("reader", OTHER);
+        bench.look();
+        assert!(bench.is_quiet());
+    }
+}
+
+#[test]
+fn a_key_does_not_say_which_of_an_agent_s_transfers_it_comes_from() {
+    let mut bench = Bench::asking();
+    bench.hello("reader");
+    // Of a small one, that has said no hello.
+    complete(&bench, "reader");
+    assert!(bench.sent().is_empty(), "most likely it is its own");
+    assert_eq!(bench.ledger.in_grace().0, 0, "and its memory takes nobody's place");
+    bench.look();
+    bench.look();
+    assert!(!bench.is_quiet());
+    bench.quiet("reader", TRANSFER);
+    bench.look();
+    assert!(bench.is_quiet());
+}
+
+#[test]
+fn whoever_found_it_open_is_heard_before_the_memory_is_free() {
+    for ends_well in [true, false] {
+        let mut bench = Bench::asking();
+        bench.ledger.begin_look();
+        if ends_well {
+            complete(&bench, "reader");
+        } else {
+            bench.hello("reader");
+            bench.ledger.end(&bench.record, Outcome::Cancelled);
+            bench.quiet("reader", TRANSFER);
+        }
+        // Of the same look, or the next.
+        bench.ledger.tick(bench.now);
+        bench.ledger.begin_look();
+        bench.hello_as("late", OTHER);
+        bench.ledger.tick(bench.now);
+        bench.look();
+        assert!(!bench.is_quiet());
+        assert_eq!(bench.ledger.in_grace().0, 1);
+        bench.quiet("late", OTHER);
+        bench.look();
+        assert!(bench.is_quiet());
+    }
+}
+
+#[test]
+fn memory_that_nobody_will_ever_call_quiet_says_so_and_stays_for_the_grace() {
+    let mut bench = Bench::asking();
+    bench.hello("reader");
+    bench.ledger.end(&bench.record, Outcome::Cancelled);
+    assert!(bench.record.operation().never_quiet().is_none());
+    let operation = OperationKey::new(KEY);
+    let transfer = TRANSFER;
+    bench.receive("reader", &ControlMessage::Never { operation, transfer });
+    assert!(bench.record.operation().never_quiet().is_some());
+    assert_eq!(bench.ledger.in_grace().0, 1);
+    bench.now = Instant::now() + GRACE;
+    bench.look();
+    assert_eq!(bench.ledger.in_grace().0, 0, "of another host, and silent");
+}
+
+#[test]
+fn extreme_limits_do_no_harm() {
+    for grace in [Duration::ZERO, Duration::MAX] {
+        let mut bench = Bench::with_grace(grace);
+        bench.hello("reader");
+        bench.ledger.end(&bench.record, Outcome::Cancelled);
+        bench.now = Instant::now();
+        bench.look();
+        assert_eq!(bench.ledger.in_grace().0, usize::from(grace > Duration::ZERO));
+    }
+}
