@@ -1,21 +1,21 @@
 //! A lane's thread: it makes the agent, drives the lane, and takes it apart in the end.
 
 use std::collections::VecDeque;
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::mpsc::error::TryRecvError;
 
 use super::closing::{Closing, ClosingOrder};
 use super::idle::{Activity, IdlePolicy, Rest};
 use super::lane::{Command, Opened, Shared, Work};
+use super::mailbox::Inbox;
 use super::state::{Introduction, LaneState, Resources, closed};
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Result};
 use crate::exposure::Ledger;
 use crate::operation::Outcome;
 use crate::peer::{PeerTable, RefusedNames};
@@ -32,16 +32,18 @@ const COMMANDS_PER_LOOK: usize = 64;
 const CLOSING_NAP: Duration = Duration::from_micros(100);
 
 /// The thread's body.
-pub(super) fn run(
-    shared: &Shared,
-    flavor: AgentFlavor,
-    factory: &TransportFactory,
-    mut commands: UnboundedReceiver<Command>,
-) {
+pub(super) fn run(shared: &Shared, flavor: AgentFlavor, factory: &TransportFactory, mut commands: Inbox<Command>) {
     let life = AssertUnwindSafe(|| live(shared, flavor, factory, &mut commands));
     let quiet = catch_unwind(life).unwrap_or_else(|_| give_up(shared));
+    leave(shared, &mut commands, quiet);
+}
+
+/// The last of the thread: nothing is taken any more, and those are told who wait for that.
+fn leave(shared: &Shared, commands: &mut Inbox<Command>, quiet: bool) {
     commands.close();
-    while let Ok(command) = commands.try_recv() {
+    // To the end of the channel: something that is just being sent, which a look without waiting misses, would be
+    // dropped, and its operation would never end.
+    while let Some(command) = commands.blocking_recv() {
         command.refuse();
     }
     shared.open_gate(|| shared.closed_quietly.get_or_init(|| quiet));
@@ -68,46 +70,13 @@ fn give_up(shared: &Shared) -> bool {
 }
 
 /// Makes the agent and drives it to its end. True where everything was quiet.
-fn live(
-    shared: &Shared,
-    flavor: AgentFlavor,
-    factory: &TransportFactory,
-    commands: &mut UnboundedReceiver<Command>,
-) -> bool {
-    let opened = factory(&shared.name, flavor).and_then(|transport| {
-        let connection_info = transport.connection_info()?;
-        let regions = RegionTable::new(Arc::clone(&transport));
-        let ledger = Arc::new(Ledger::new(&shared.settings));
-        let words = WordTable::new(Arc::clone(&regions));
-        let refused = RefusedNames::default();
-        let peers = PeerTable::new(Arc::clone(&refused));
-        let resources = Resources {
-            transport,
-            peers,
-            regions: Arc::clone(&regions),
-            words: Arc::clone(&words),
-            introduction: process::here().map(|process| Introduction {
-                connection: Bytes::copy_from_slice(&connection_info),
-                process,
-            }),
-            keepalive: shared.settings.keepalive_interval(),
-            last_unheard: None,
-        };
-        let state = LaneState::new(resources, Arc::clone(&ledger), shared.settings.quarantine_limit);
-        Ok(Opened {
-            regions,
-            words,
-            ledger,
-            connection_info,
-            refused,
-            state: Mutex::new(Some(state)),
-        })
-    });
+fn live(shared: &Shared, flavor: AgentFlavor, factory: &TransportFactory, commands: &mut Inbox<Command>) -> bool {
+    let opened = open(shared, flavor, factory);
     let failure = opened.as_ref().err().cloned();
     shared.open_gate(|| shared.opened.get_or_init(|| opened));
     match (shared.opened.get(), failure) {
         (Some(Ok(opened)), _) => match tokio::runtime::Builder::new_current_thread().enable_time().build() {
-            Ok(runtime) => runtime.block_on(drive(shared, opened, commands)),
+            Ok(runtime) => runtime.block_on(Driver::new(shared, opened, commands).drive()),
             Err(error) => {
                 tracing::error!(%error, "a lane has no runtime");
                 give_up(shared)
@@ -130,61 +99,149 @@ fn live(
     }
 }
 
-/// The lane's life. True where everything was quiet at its end.
-async fn drive(shared: &Shared, opened: &Opened, commands: &mut UnboundedReceiver<Command>) -> bool {
-    let mut idle = IdlePolicy::new(Instant::now());
-    let mut closing: Option<ClosingOrder> = None;
-    // Work that is done a slice at a look, so that the lane is never deaf for long.
-    let mut works: VecDeque<Work> = VecDeque::new();
-    loop {
-        let mut handled = handle_some(shared, opened, commands, &mut closing, &mut works);
-        if let Some(work) = works.front_mut() {
-            handled = true;
-            if !work() {
-                works.pop_front();
-            }
+/// Makes the agent, and what goes with it.
+fn open(shared: &Shared, flavor: AgentFlavor, factory: &TransportFactory) -> Result<Opened> {
+    let transport = factory(&shared.name, flavor)?;
+    let connection_info = transport.connection_info()?;
+    let regions = RegionTable::new(Arc::clone(&transport));
+    let ledger = Arc::new(Ledger::new(&shared.settings));
+    let words = WordTable::new(Arc::clone(&regions));
+    let refused = RefusedNames::default();
+    let peers = PeerTable::new(Arc::clone(&refused));
+    let resources = Resources {
+        transport,
+        peers,
+        regions: Arc::clone(&regions),
+        words: Arc::clone(&words),
+        introduction: process::here().map(|process| Introduction {
+            connection: Bytes::copy_from_slice(&connection_info),
+            process,
+        }),
+        keepalive: shared.settings.keepalive_interval(),
+        last_unheard: None,
+    };
+    let state = LaneState::new(resources, Arc::clone(&ledger), shared.settings.quarantine_limit);
+    Ok(Opened {
+        regions,
+        words,
+        ledger,
+        connection_info,
+        refused,
+        state: Mutex::new(Some(state)),
+    })
+}
+
+/// What the thread has to itself while the lane lives.
+struct Driver<'lane> {
+    shared: &'lane Shared,
+    opened: &'lane Opened,
+    commands: &'lane mut Inbox<Command>,
+    closing: Option<ClosingOrder>,
+    /// Work that is done a slice at a look, so that the lane is never deaf for long.
+    works: VecDeque<Work>,
+}
+
+impl<'lane> Driver<'lane> {
+    fn new(shared: &'lane Shared, opened: &'lane Opened, commands: &'lane mut Inbox<Command>) -> Self {
+        Self {
+            shared,
+            opened,
+            commands,
+            closing: None,
+            works: VecDeque::new(),
         }
-        let Some(mut activity) = look(opened) else {
-            return true;
-        };
-        activity.progressed |= handled;
-        if let Some(order) = &mut closing {
-            // Peers that are known to be at work here have been told, and end what they have begun.
-            if activity.transfers == 0 && !lingers(opened) && !opened.ledger.is_used() {
-                order.note_quiet();
-            }
-            if order.may_end(Instant::now()) {
-                return end(opened);
-            }
-        }
-        match idle.next(activity, Instant::now()) {
-            Rest::Spin => std::hint::spin_loop(),
-            Rest::Yield => std::thread::yield_now(),
-            // On purpose a sleep of the whole thread: tokio's timer has a resolution of a millisecond, and nothing else
-            // runs here.
-            Rest::Nap(duration) => std::thread::sleep(duration),
-            Rest::Park(_) if closing.is_some() => std::thread::sleep(CLOSING_NAP),
-            Rest::Park(duration) => {
-                shared.is_parked.store(true, Ordering::Release);
-                // Whoever handed something in before it could see that mark has sent no wake-up.
-                let has_news = opened
-                    .state
-                    .lock()
-                    .as_ref()
-                    .is_some_and(|state| state.has_news(&activity));
-                if !has_news {
-                    if let Ok(command) = tokio::time::timeout(duration, commands.recv()).await {
-                        handle(
-                            shared,
-                            opened,
-                            command.unwrap_or_else(orphaned),
-                            &mut closing,
-                            &mut works,
-                        );
+    }
+
+    /// The lane's life. True where everything was quiet at its end.
+    async fn drive(mut self) -> bool {
+        let mut idle = IdlePolicy::new(Instant::now());
+        loop {
+            let activity = match self.turn() {
+                ControlFlow::Break(quiet) => return quiet,
+                ControlFlow::Continue(activity) => activity,
+            };
+            match idle.next(activity, Instant::now()) {
+                Rest::Spin => std::hint::spin_loop(),
+                Rest::Yield => std::thread::yield_now(),
+                // On purpose a sleep of the whole thread: tokio's timer has a resolution of a millisecond, and nothing
+                // else runs here.
+                Rest::Nap(duration) => std::thread::sleep(duration),
+                Rest::Park(_) if self.closing.is_some() => std::thread::sleep(CLOSING_NAP),
+                Rest::Park(duration) => {
+                    if self.park(duration).await {
                         idle.wake(Instant::now());
                     }
                 }
-                shared.is_parked.store(false, Ordering::Release);
+            }
+        }
+    }
+
+    /// Takes what has come and looks at the wire. Breaks at the lane's end, with whether everything was quiet.
+    fn turn(&mut self) -> ControlFlow<bool, Activity> {
+        let mut handled = self.handle_some();
+        if let Some(work) = self.works.front_mut() {
+            handled = true;
+            if !work() {
+                self.works.pop_front();
+            }
+        }
+        let Some(mut activity) = look(self.opened) else {
+            return ControlFlow::Break(true);
+        };
+        activity.progressed |= handled;
+        if let Some(order) = &mut self.closing {
+            // Peers that are known to be at work here have been told, and end what they have begun.
+            if activity.transfers == 0 && !lingers(self.opened) && !self.opened.ledger.is_used() {
+                order.note_quiet();
+            }
+            if order.may_end(Instant::now()) {
+                return ControlFlow::Break(end(self.opened));
+            }
+        }
+        ControlFlow::Continue(activity)
+    }
+
+    /// Sleeps until there is something to look at. Whether a command came.
+    async fn park(&mut self, duration: Duration) -> bool {
+        let command = match self.commands.rest(duration).await {
+            Ok(command) => command,
+            Err(TryRecvError::Disconnected) => orphaned(),
+            Err(TryRecvError::Empty) => return false,
+        };
+        self.handle(command);
+        true
+    }
+
+    /// Takes what has come through the channel. Whether there was anything.
+    fn handle_some(&mut self) -> bool {
+        for count in 0..COMMANDS_PER_LOOK {
+            match self.commands.try_recv() {
+                Ok(command) => self.handle(command),
+                Err(TryRecvError::Disconnected) if self.closing.is_none() => self.handle(orphaned()),
+                Err(TryRecvError::Empty | TryRecvError::Disconnected) => return count > 0,
+            }
+        }
+        true
+    }
+
+    fn handle(&mut self, command: Command) {
+        match command {
+            // Done outside of the lane's lock: it takes the locks that it needs.
+            Command::Run(work) => self.works.push_back(work),
+            Command::Wake => {}
+            Command::Start(transfer) => {
+                if let Some(state) = self.opened.state.lock().as_mut() {
+                    state.add(*transfer);
+                }
+            }
+            // The first order stands; a second one is dropped, and its group does not wait for this lane.
+            Command::Close(_) if self.closing.is_some() => {}
+            Command::Close(order) => {
+                tracing::debug!(lane = %self.shared.name, "closing");
+                self.closing = Some(order);
+                if let Some(state) = self.opened.state.lock().as_mut() {
+                    state.begin_close();
+                }
             }
         }
     }
@@ -204,55 +261,9 @@ fn lingers(opened: &Opened) -> bool {
     state.as_ref().is_some_and(|state| state.lingers(Instant::now()))
 }
 
-/// Takes what has come through the channel. Whether there was anything.
-fn handle_some(
-    shared: &Shared,
-    opened: &Opened,
-    commands: &mut UnboundedReceiver<Command>,
-    closing: &mut Option<ClosingOrder>,
-    works: &mut VecDeque<Work>,
-) -> bool {
-    for count in 0..COMMANDS_PER_LOOK {
-        match commands.try_recv() {
-            Ok(command) => handle(shared, opened, command, closing, works),
-            Err(TryRecvError::Disconnected) if closing.is_none() => handle(shared, opened, orphaned(), closing, works),
-            Err(TryRecvError::Empty | TryRecvError::Disconnected) => return count > 0,
-        }
-    }
-    true
-}
-
 /// What a lane does whose last holder is gone.
 fn orphaned() -> Command {
     Command::Close(Closing::by(Instant::now() + ORPHAN_GRACE).order())
-}
-
-fn handle(
-    shared: &Shared,
-    opened: &Opened,
-    command: Command,
-    closing: &mut Option<ClosingOrder>,
-    works: &mut VecDeque<Work>,
-) {
-    match command {
-        // Done outside of the lane's lock: it takes the locks that it needs.
-        Command::Run(work) => works.push_back(work),
-        Command::Wake => {}
-        Command::Start(transfer) => {
-            if let Some(state) = opened.state.lock().as_mut() {
-                state.add(*transfer);
-            }
-        }
-        // The first order stands; a second one is dropped, and its group does not wait for this lane.
-        Command::Close(_) if closing.is_some() => {}
-        Command::Close(order) => {
-            tracing::debug!(lane = %shared.name, "closing");
-            *closing = Some(order);
-            if let Some(state) = opened.state.lock().as_mut() {
-                state.begin_close();
-            }
-        }
-    }
 }
 
 /// Takes the state apart. What the wire may still touch is leaked on purpose: its memory must outlive the process's

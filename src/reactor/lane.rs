@@ -3,16 +3,15 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
-use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use super::closing::ClosingOrder;
 use super::driver;
+use super::mailbox::{Door, Inbox, mailbox};
 use super::state::{LaneState, closed};
 use super::transfer::Transfer;
 use crate::error::Result;
@@ -49,7 +48,7 @@ pub(super) enum Command {
 /// A lane. Made at once; its agent is made on its thread, and what is handed in before that waits for it.
 pub(crate) struct Lane {
     shared: Arc<Shared>,
-    commands: UnboundedSender<Command>,
+    door: Door<Command>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -65,7 +64,6 @@ pub(super) struct Shared {
     gate_signal: Condvar,
     /// Set once the thread has ended its work: whether everything was quiet.
     pub(super) closed_quietly: OnceLock<bool>,
-    pub(super) is_parked: AtomicBool,
 }
 
 /// What exists once the agent does.
@@ -96,7 +94,15 @@ impl Lane {
         factory: TransportFactory,
         settings: Settings,
     ) -> Result<Arc<Self>> {
-        let (commands, receiver) = unbounded_channel();
+        let (mut lane, shared, inbox) = Self::threadless(name, settings);
+        let thread = thread::spawn(thread_name, move || driver::run(&shared, flavor, &factory, inbox))?;
+        lane.thread = Mutex::new(Some(thread));
+        Ok(Arc::new(lane))
+    }
+
+    /// A lane whose thread is still to be started, and what that thread gets.
+    fn threadless(name: AgentName, settings: Settings) -> (Self, Arc<Shared>, Inbox<Command>) {
+        let (door, inbox) = mailbox();
         let shared = Arc::new(Shared {
             name,
             settings,
@@ -105,15 +111,13 @@ impl Lane {
             gate: Mutex::new(()),
             gate_signal: Condvar::new(),
             closed_quietly: OnceLock::new(),
-            is_parked: AtomicBool::new(false),
         });
-        let body = Arc::clone(&shared);
-        let thread = thread::spawn(thread_name, move || driver::run(&body, flavor, &factory, receiver))?;
-        Ok(Arc::new(Self {
-            shared,
-            commands,
-            thread: Mutex::new(Some(thread)),
-        }))
+        let lane = Self {
+            shared: Arc::clone(&shared),
+            door,
+            thread: Mutex::new(None),
+        };
+        (lane, shared, inbox)
     }
 
     /// The agent, once it exists.
@@ -172,22 +176,19 @@ impl Lane {
                 }
             }
         }
-        if let Err(refused) = self.commands.send(Command::Start(Box::new(transfer))) {
-            refused.0.refuse();
+        if let Err(refused) = self.door.send(Command::Start(Box::new(transfer))) {
+            refused.refuse();
         }
     }
 
     /// Runs work on the lane's thread, once the agent exists. False where the lane has ended.
     pub(crate) fn run(&self, work: Work) -> bool {
-        self.commands.send(Command::Run(work)).is_ok()
+        self.door.send(Command::Run(work)).is_ok()
     }
 
     /// Something changed that the lane's thread should look at soon: it may sleep for up to 100 ms.
     pub(crate) fn touch(&self) {
-        if self.shared.is_parked.load(Ordering::Acquire) {
-            // Refused where the lane has ended.
-            let _ = self.commands.send(Command::Wake);
-        }
+        self.door.touch(Command::Wake);
     }
 
     /// The loaded peers' names.
@@ -212,7 +213,7 @@ impl Lane {
     /// Tells the lane to end.
     pub(crate) fn begin_close(&self, order: ClosingOrder) {
         // Refused, and dropped, where the thread has ended already.
-        let _ = self.commands.send(Command::Close(order));
+        let _ = self.door.send(Command::Close(order));
     }
 
     /// Whether this lane's agent can or may not load a peer of that name any more.
@@ -260,7 +261,7 @@ impl Shared {
 
 impl Drop for Lane {
     fn drop(&mut self) {
-        if let Some(thread) = self.thread.get_mut().take() {
+        if let Some(thread) = self.thread.lock().take() {
             // The channel's end tells the thread to close, if nobody has.
             thread::adopt(thread);
         }

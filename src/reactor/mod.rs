@@ -10,6 +10,7 @@ pub(crate) mod closing;
 pub(crate) mod driver;
 pub(crate) mod idle;
 pub(crate) mod lane;
+mod mailbox;
 pub(crate) mod state;
 #[cfg(test)]
 mod tests;

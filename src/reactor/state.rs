@@ -295,13 +295,6 @@ impl LaneState {
         }
     }
 
-    /// Whether something was handed in, beside the lane's thread, since that look.
-    pub(crate) fn has_news(&self, seen: &Activity) -> bool {
-        self.transfers.len() != seen.transfers
-            || self.ledger.waiting() != seen.waiting
-            || self.ledger.next_due() != seen.next_due
-    }
-
     /// Takes nothing new any more and ends what has no outcome yet; pieces in flight are still driven.
     pub(crate) fn begin_close(&mut self) {
         self.is_closing = true;
