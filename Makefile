@@ -51,6 +51,7 @@ demo: build ## Hand a tensor from one process to another over real NIXL
 test: build $(OTHERS_READY) ## Run lint and every test not marked `long`
 	$(MAKE) --no-print-directory lint
 	$(MAKE) --no-print-directory test-rust
+	$(MAKE) --no-print-directory test-models
 	$(MAKE) --no-print-directory test-python
 
 format: setup ## Format Rust and Python
@@ -67,6 +68,7 @@ lint-rust: setup ## rustfmt, clippy, rustdoc, ignored tests
 	cargo clippy --all-targets -- -D warnings
 	cargo clippy --all-targets --features testing -- -D warnings
 	cargo clippy --all-targets $(PYTHON_FEATURES) -- -D warnings
+	cargo clippy --tests --features model -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --quiet --features testing
 	$(BIN)/python scripts/check_rust_skips.py
 
@@ -81,12 +83,17 @@ test-rust: setup ## Rust tests, with and without the scripted transport, none of
 	scripts/cargo_test.sh
 	scripts/cargo_test.sh --features testing
 
+# loom itself finds threads that wait for each other; the limit is for a test that takes turns without end.
+test-models: setup ## The core's concurrency: its threads in every order that differs, under loom
+	timeout --foreground 900 cargo test --quiet --lib --features model ::model::
+
 test-python: build $(OTHERS_READY) ## Python tests not marked `long`
 	$(BIN)/python -m pytest
 
 ##@ Now and then
 
-test-long: build $(OTHERS_READY) ## Tests marked `long`: they take minutes each
+test-long: build $(OTHERS_READY) ## Tests marked `long`, and more orders of the models: they take minutes each
+	LOOM_MAX_PREEMPTIONS=5 LOOM_MAX_DURATION=300 $(MAKE) --no-print-directory test-models
 	$(BIN)/python -m pytest -m long -o timeout=1800 -o faulthandler_timeout=0
 
 wheel: setup ## Build the abi3 wheel into dist/
@@ -111,7 +118,7 @@ clean: ## Remove what was built; keep the environments
 distclean: clean ## Remove everything that git ignores here
 	rm -rf $(VENV) .cache .cargo/config.toml
 
-.PHONY: help setup build demo test format lint lint-rust lint-python test-rust test-python test-long wheel bench bench-python \
+.PHONY: help setup build demo test format lint lint-rust lint-python test-rust test-models test-python test-long wheel bench bench-python \
 	peers peers-nixl141 clean distclean
 
 # The files behind the targets.

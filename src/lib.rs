@@ -20,6 +20,7 @@ pub(crate) mod range_map;
 pub(crate) mod reactor;
 pub mod region;
 pub mod settings;
+pub(crate) mod sync;
 pub(crate) mod thread;
 pub mod transport;
 pub mod types;

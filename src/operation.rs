@@ -5,12 +5,11 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
-
 use crate::error::{Error, ErrorKind};
+use crate::sync::{AtomicU8, AtomicU64, Condvar, Mutex};
 use crate::types::{AgentName, Direction, OperationKey};
 
 /// What upstream calls `OperationStatus`, with its numbers.
@@ -101,7 +100,7 @@ pub trait CompletionSink: Send + Sync {
 /// A ticket no other wait of this process has.
 #[must_use]
 pub fn next_ticket() -> u64 {
-    static NEXT: AtomicU64 = AtomicU64::new(1);
+    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
@@ -412,5 +411,7 @@ impl fmt::Debug for Operation {
     }
 }
 
+#[cfg(all(test, feature = "model"))]
+mod model;
 #[cfg(test)]
 mod tests;

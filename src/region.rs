@@ -8,11 +8,10 @@ use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::Origin;
 use crate::range_map::RangeMap;
+use crate::sync::Mutex;
 use crate::transport::{Registration, Transport};
 use crate::types::MemoryRange;
 use crate::wire::CompressedBlob;
@@ -388,5 +387,7 @@ impl fmt::Debug for Region {
     }
 }
 
+#[cfg(all(test, feature = "model"))]
+mod model;
 #[cfg(test)]
 mod tests;

@@ -6,18 +6,17 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-
-use parking_lot::Mutex;
+use std::sync::atomic::Ordering;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::region::{LocalMemory, Region, RegionTable};
+use crate::sync::{AtomicU64, Mutex};
 use crate::types::{Addr, ByteLen, MemoryKind, MemoryRange};
 
 /// Words of one page. A page is registered as a whole, and costs memory only where it was written to.
-const PAGE_WORDS: usize = 4096;
-/// Bytes of a word.
-const WORD_BYTES: u64 = 8;
+const PAGE_WORDS: usize = if cfg!(all(test, feature = "model")) { 2 } else { 4096 };
+/// Bytes of a word: 8, and more only where it is modelled.
+const WORD_BYTES: u64 = size_of::<AtomicU64>() as u64;
 
 /// Aligned, so that no page of the operating system is shared with anything else.
 #[repr(C, align(4096))]
@@ -55,7 +54,7 @@ impl WordTable {
             return Err(Error::new(ErrorKind::Closed, "take word", "the connector is closed"));
         }
         if state.free.is_empty() {
-            let page = Arc::new(Page([const { AtomicU64::new(0) }; PAGE_WORDS]));
+            let page = Arc::new(Page(std::array::from_fn(|_| AtomicU64::new(0))));
             let region = self.regions.acquire(&LocalMemory {
                 range: range_of(&page.0),
                 keep_alive: Some(Arc::clone(&page) as _),
@@ -150,3 +149,6 @@ fn range_of(words: &[AtomicU64]) -> MemoryRange {
         len: ByteLen(words.len() as u64 * WORD_BYTES),
     }
 }
+
+#[cfg(all(test, feature = "model"))]
+mod model;

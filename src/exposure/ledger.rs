@@ -6,16 +6,15 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-
-use parking_lot::Mutex;
 
 use super::messages::Letter;
 use super::record::{Record, Released};
 use crate::error::{Error, ErrorKind, Result};
 use crate::operation::Outcome;
 use crate::settings::Settings;
+use crate::sync::{AtomicU64, Mutex};
 use crate::types::{AgentName, OperationKey};
 
 /// So many registrations are given back at one look at the wire: a list of thousands must not make the lane deaf.

@@ -3,13 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use parking_lot::{Mutex, MutexGuard};
-
 use super::users::Users;
 use crate::checksum::{Checksum, SLICE};
 use crate::error::ErrorKind;
 use crate::operation::{Operation, Outcome, Pin};
 use crate::region::Region;
+use crate::sync::{Mutex, MutexGuard};
 use crate::types::MemoryRange;
 use crate::wire::CompressedBlob;
 use crate::words::Word;

@@ -4,8 +4,10 @@
 //! still moves bytes from or to it, so lanes that are closed in one go wait for each other.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
+
+use crate::sync::AtomicUsize;
 
 /// Counts the lanes that still move bytes.
 #[derive(Debug, Default)]
@@ -67,6 +69,9 @@ impl Drop for ClosingOrder {
         self.note_quiet();
     }
 }
+
+#[cfg(all(test, feature = "model"))]
+mod model;
 
 #[cfg(test)]
 mod tests {

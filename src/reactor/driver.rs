@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::mpsc::error::TryRecvError;
 
 use super::closing::{Closing, ClosingOrder};
@@ -21,6 +20,7 @@ use crate::operation::Outcome;
 use crate::peer::{PeerTable, RefusedNames};
 use crate::process;
 use crate::region::RegionTable;
+use crate::sync::{Mutex, MutexGuard};
 use crate::transport::{AgentFlavor, TransportFactory};
 use crate::words::WordTable;
 
@@ -287,3 +287,6 @@ fn end(opened: &Opened) -> bool {
         false
     }
 }
+
+#[cfg(all(test, feature = "model"))]
+pub(crate) mod model;

@@ -6,7 +6,6 @@ use std::sync::OnceLock;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
 
 use super::closing::ClosingOrder;
@@ -20,6 +19,7 @@ use crate::operation::Outcome;
 use crate::peer::RefusedNames;
 use crate::region::RegionTable;
 use crate::settings::Settings;
+use crate::sync::{Condvar, Mutex};
 use crate::thread;
 use crate::transport::{AgentFlavor, TransportFactory};
 use crate::types::AgentName;
@@ -101,7 +101,7 @@ impl Lane {
     }
 
     /// A lane whose thread is still to be started, and what that thread gets.
-    fn threadless(name: AgentName, settings: Settings) -> (Self, Arc<Shared>, Inbox<Command>) {
+    pub(super) fn threadless(name: AgentName, settings: Settings) -> (Self, Arc<Shared>, Inbox<Command>) {
         let (door, inbox) = mailbox();
         let shared = Arc::new(Shared {
             name,

@@ -4,12 +4,12 @@
 //! [`Door::touch`] afterwards: then the thread either has not taken its last look before it sleeps, or is woken.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::mpsc::error::{SendError, TryRecvError};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::time;
+
+use crate::sync::{AtomicU8, UnboundedReceiver, UnboundedSender, unbounded_channel, within};
 
 /// The thread looks, or will before it sleeps.
 const AWAKE: u8 = 0;
@@ -89,7 +89,7 @@ impl<T> Inbox<T> {
             .compare_exchange(AWAKE, ASLEEP, Ordering::AcqRel, Ordering::Acquire)
             .is_ok();
         let taken = if may_sleep {
-            time::timeout(duration, self.receiver.recv()).await.ok()
+            within(duration, self.receiver.recv()).await
         } else {
             None
         };
@@ -102,3 +102,6 @@ impl<T> Inbox<T> {
         }
     }
 }
+
+#[cfg(all(test, feature = "model"))]
+mod model;
