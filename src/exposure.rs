@@ -252,3 +252,6 @@ impl fmt::Debug for Exposure {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(all(test, feature = "model"))]
+mod model;

@@ -223,7 +223,9 @@ impl Ledger {
             let Some((end, record)) = expired else { break };
             if record.inner().users.are_at_work() {
                 // Looked at again: its end will be noticed, but not that it is stopped.
-                let _ = self.change_lease(&record, Some(now + HELD_OPEN), Some(end));
+                if self.change_lease(&record, Some(now + HELD_OPEN), Some(end)).is_err() {
+                    break;
+                }
                 continue;
             }
             let error = Error::new(
@@ -234,9 +236,11 @@ impl Ledger {
             .with_context("bytes", record.operation().bytes_total())
             .with_hint("a longer `lease`, or renew(); None is no limit");
             let outcome = Outcome::Failed(error);
-            if record.note_expiry(&outcome, end) {
-                self.conclude(&record, outcome);
+            if !record.note_expiry(&outcome, end) {
+                // Ended or renewed in this moment; the others can wait for the next look.
+                break;
             }
+            self.conclude(&record, outcome);
         }
         self.let_go_due(now);
         let mut state = self.state.lock();

@@ -7,6 +7,14 @@ use crate::transport::AgentFlavor;
 use crate::transport::fake::FakeNetwork;
 use crate::types::AgentName;
 
+impl Word {
+    /// Looks at the word as the wire does: without a lock.
+    pub(crate) fn seen_by_the_wire(&self) -> impl Fn() -> u64 + Send + 'static {
+        let (page, place) = (Arc::clone(&self.page), self.place);
+        move || page.0[place.1].load(Ordering::Acquire)
+    }
+}
+
 fn table() -> (FakeNetwork, Arc<RegionTable>, Arc<WordTable>) {
     let network = FakeNetwork::new();
     let transport = network.agent(&AgentName::new("owner"), AgentFlavor::SharedMemoryErrors);
