@@ -62,6 +62,8 @@ pub(super) struct State {
     pub(super) closed: Option<Error>,
     /// Nobody will look here any more.
     pub(super) is_over: bool,
+    /// The same, and the agent stays for good, with all that the wire may touch.
+    pub(super) is_abandoned: bool,
 }
 
 impl State {

@@ -90,7 +90,14 @@ impl Ledger {
             let inner = record.inner();
             inner.users.is_empty() && (inner.is_complete || inner.is_confirmed)
         };
-        if settles && !state.is_over {
+        if state.is_abandoned {
+            drop(state);
+            if record.may_be_in_use() {
+                Self::keep_for_ever(record);
+            } else {
+                drop(record.release());
+            }
+        } else if settles && !state.is_over {
             state.settle_soon(record);
         } else if record.may_be_in_use() && !state.is_over {
             self.hold(&mut state, record);
@@ -154,6 +161,25 @@ impl Ledger {
         drop(inner);
         let message = "a request of several descriptors failed at the peer, and nothing tells whether parts of it are still \
                        moving; the memory stays pinned as long as the peer's process lives";
+        let error = Error::new(ErrorKind::Transfer, "wait for quiet", message)
+            .with_context("bytes", record.operation().bytes_total());
+        Pin::new(record.operation()).keep_for_ever(error);
+    }
+
+    /// Nobody will look at the wire any more, and the agent stays: so does what has not settled.
+    pub(crate) fn abandon(&self) {
+        let (records, released) = {
+            let mut state = self.state.lock();
+            state.is_abandoned = true;
+            let records: Vec<Arc<Record>> = state.ended.values().cloned().collect();
+            (records, std::mem::take(&mut state.released))
+        };
+        records.iter().for_each(Self::keep_for_ever);
+        drop(released);
+    }
+
+    fn keep_for_ever(record: &Arc<Record>) {
+        let message = "the connector was closed while the wire may have been at work on the memory, which stays pinned";
         let error = Error::new(ErrorKind::Transfer, "wait for quiet", message)
             .with_context("bytes", record.operation().bytes_total());
         Pin::new(record.operation()).keep_for_ever(error);

@@ -330,6 +330,7 @@ impl LaneState {
 
     /// Leaves everything as it is, for ever: what the wire may still touch must outlive the process's sight of it.
     pub(crate) fn leak(self) {
+        self.ledger.abandon();
         for transfer in &self.transfers {
             transfer.keep_for_ever();
         }
