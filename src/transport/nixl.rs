@@ -23,6 +23,10 @@ use crate::types::{AgentName, Direction, MemoryKind, MemoryRange};
 /// Requests that were dropped while NIXL may still have been moving their bytes, over the life of the process.
 static LEAKED_REQUESTS: AtomicU64 = AtomicU64::new(0);
 
+/// UCX's default is to connect over TCP within the call, which a host that is cut off holds up for two minutes, and with it
+/// everything else that the agent does. What the environment says goes first.
+const CONNECTS_IN_BACKGROUND: &str = "TCP_CONN_NB=y";
+
 /// Agents are made and destroyed one at a time. In processes that had forked, the heap was twice found corrupt at the exit, once
 /// while lanes destroyed their agents at the same time. That this was the cause is likely, not proven.
 static LIFE_CYCLE: Mutex<()> = Mutex::new(());
@@ -82,11 +86,12 @@ impl NixlTransport {
                 .with_hint(hint));
         }
         let agent = Agent::new_configured(name.as_str(), &config).map_err(|status| fail("create agent", status))?;
-        let parameters: &[(&str, &str)] = match flavor {
-            AgentFlavor::SharedMemoryErrors => &[("engine_config", "MM_ERROR_HANDLING=y")],
-            AgentFlavor::Plain => &[],
+        let configuration = match flavor {
+            AgentFlavor::SharedMemoryErrors => ["MM_ERROR_HANDLING=y", CONNECTS_IN_BACKGROUND].join(","),
+            AgentFlavor::Plain => CONNECTS_IN_BACKGROUND.to_owned(),
         };
-        let parameters = Params::from(parameters.iter().copied()).map_err(|status| fail("set parameters", status))?;
+        let parameters = Params::from([("engine_config", configuration.as_str())])
+            .map_err(|status| fail("set parameters", status))?;
         agent
             .create_backend("UCX", &parameters)
             .map_err(|status| fail("create back end", status))?;
