@@ -16,7 +16,6 @@ pub(super) struct Pulse {
     nonce: u64,
     /// Pings since the last sign of life.
     unanswered: u32,
-    has_answered: bool,
     is_lost: bool,
     /// The last ping's way to the peer.
     ping: Option<Arc<Operation>>,
@@ -40,7 +39,6 @@ impl Pulse {
         Self {
             nonce: uuid::Uuid::new_v4().as_u64_pair().0,
             unanswered: 0,
-            has_answered: false,
             is_lost: false,
             ping: None,
         }
@@ -81,7 +79,6 @@ impl Pulse {
     pub(super) fn hear(&mut self, nonce: u64) {
         if nonce == self.nonce {
             self.unanswered = 0;
-            self.has_answered = true;
             self.is_lost = false;
         }
     }
@@ -90,14 +87,9 @@ impl Pulse {
         self.is_lost
     }
 
-    /// Whether it is known to be there: it answers, and no ping has waited for an interval.
+    /// Whether it is known to be there: since it said hello or answered no ping has waited for an interval.
     pub(super) fn is_answering(&self) -> bool {
-        self.may_be_alive() && self.unanswered <= 1
-    }
-
-    /// Whether it has answered and is not lost.
-    pub(super) fn may_be_alive(&self) -> bool {
-        self.has_answered && !self.is_lost
+        !self.is_lost && self.unanswered <= 1
     }
 }
 
@@ -130,7 +122,7 @@ mod tests {
         let ask = Beat::Ask(pulse.nonce);
         let beats = [(); 6].map(|()| pulse.beat());
         assert_eq!(beats, [ask, ask, ask, Beat::Lost, Beat::Rest, Beat::Rest]);
-        assert!(pulse.is_lost() && !pulse.may_be_alive());
+        assert!(pulse.is_lost() && !pulse.is_answering());
         pulse.hear(pulse.nonce);
         assert!(!pulse.is_lost() && pulse.is_answering());
         assert_eq!(pulse.beat(), ask);
@@ -147,7 +139,7 @@ mod tests {
         pulse.beat();
         assert!(pulse.is_answering(), "the answer may be on its way");
         pulse.beat();
-        assert!(!pulse.is_answering() && pulse.may_be_alive());
+        assert!(!pulse.is_answering() && !pulse.is_lost());
         pulse.hear(pulse.nonce ^ 1);
         pulse.beat();
         assert_eq!(pulse.beat(), Beat::Lost);

@@ -63,14 +63,10 @@ impl User {
         self.pulse.as_ref().is_some_and(Pulse::is_lost)
     }
 
-    /// Whether its end would be noticed: its process is watched, and nothing speaks against its being at work; or it answers.
+    /// Whether its end would be noticed, and has not been: its process is watched, or it is asked whether it is there.
     fn is_in_sight(&self) -> bool {
-        match &self.pulse {
-            _ if self.is_mute => false,
-            Some(pulse) if self.watch.is_some() => !pulse.is_lost(),
-            Some(pulse) => pulse.may_be_alive(),
-            None => self.watch.is_some(),
-        }
+        let is_missed = self.watch.is_some() || self.pulse.is_some();
+        is_missed && !self.is_mute && !self.is_lost()
     }
 }
 

@@ -45,6 +45,19 @@ fn silence_ends_the_exposure_and_not_the_hold_on_its_memory() {
 }
 
 #[test]
+fn memory_of_one_that_stays_silent_is_let_go_after_the_grace() {
+    let mut bench = Bench::asking();
+    bench.hello("reader");
+    bench.ledger.end(&bench.record, Outcome::Cancelled);
+    while bench.ledger.next_due().is_some() && bench.now < Instant::now() + 2 * GRACE {
+        assert!(!bench.record.operation().is_quiet());
+        bench.beat();
+    }
+    assert!(bench.record.operation().is_quiet());
+    assert_eq!(bench.record.operation().status(), Status::Cancelled);
+}
+
+#[test]
 fn the_lost_one_is_told_as_well() {
     let mut bench = Bench::asking();
     bench.hello("reader");
