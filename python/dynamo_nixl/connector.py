@@ -61,10 +61,10 @@ class Connector:
     timeout
         Seconds that a transfer may take from its start. Default None.
     keepalive
-        Seconds between two questions to a peer of our own kind whose process is out of sight, on another host, whether it
-        is there, while a transfer with it is under way; 0.1 at the least. An exposure whose peer has left three in a row
-        unanswered ends with `PeerLostError`; so does a transfer whose connection broke, where the peer does not answer
-        over a new one for so long. None: it is never asked. Default 5.
+        Seconds between two questions to a peer of our own kind whose process is out of sight, such as on another host,
+        whether it is there, while a transfer with it is under way; 0.1 at the least. An exposure whose peer has left
+        three in a row unanswered ends with `PeerLostError`; so does a transfer whose connection broke, where the peer
+        does not answer over a new one for so long. None: it is never asked. Default 5.
     quarantine_limit
         Bytes of memory that may stay pinned after their operations have ended. Where transfers with one peer exceed
         it, new ones are refused with `QuarantineFullError`; exposures in `grace` give theirs up, the oldest first.

@@ -1,3 +1,3 @@
 """Fixtures and plugins of all Python tests."""
 
-pytest_plugins = ["plugins.skips", "support.fixtures", "pytester"]
+pytest_plugins = ["plugins.skips", "support.fixtures", "support.wires", "pytester"]

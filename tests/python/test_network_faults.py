@@ -20,7 +20,6 @@ from support.outages import (
     both_ways,
     cancel,
     catch,
-    connect,
     eventually_called,
     fails_in_time,
     goes_on,
@@ -30,71 +29,7 @@ from support.outages import (
     stays_untouched,
     wait_quiesced,
 )
-
-# Not marked `nixl`, which may never skip in CI: whether namespaces can be made is the machine's choice.
-
-WIRES = ["veth", "relayed"]
-WAYS = ["read", "write"]
-
-
-def each_wire(*short):
-    """Both kinds of wire, of which `make test` takes some."""
-    return pytest.mark.parametrize("wire", [_case(each, short=each in short) for each in WIRES], indirect=True)
-
-
-def each_way(*short):
-    """Both kinds of wire and both ways to move bytes over them, of which `make test` takes some."""
-    cases = [_case(wire, way, short=(wire, way) in short) for wire in WIRES for way in WAYS]
-    return pytest.mark.parametrize(("wire", "way"), cases, indirect=["wire"])
-
-
-def _case(*values, short):
-    return pytest.param(*values, marks=() if short else pytest.mark.long, id="-".join(values))
-
-
-def strung(make):
-    """A wire of one kind, and a way to start workers at its ends."""
-    try:
-        with make() as wire:
-            yield wire
-    except namespaces.UnavailableError as reason:
-        pytest.skip(str(reason))
-
-
-@pytest.fixture
-def veth():
-    yield from strung(namespaces.veth_pair)
-
-
-@pytest.fixture
-def relayed():
-    yield from strung(namespaces.relayed)
-
-
-@pytest.fixture
-def wire(request):
-    """Either kind: the cut of a veth pair is known to the stack, the other one to nobody."""
-    return request.getfixturevalue(request.param)
-
-
-@pytest.fixture
-def at_ends(spawn):
-    """`at_ends(wire, settings)`: an owner at the end that is set down, and an active side at the other."""
-
-    def start(wire, settings, *, foreign_pids=()):
-        workers = [
-            spawn(
-                namespaces.TCP | settings,
-                prefix=wire.at(end, own_pids=name in foreign_pids),
-                loses_peers=True,
-            )
-            for end, name in enumerate(("owner", "active"))
-        ]
-        connect(*workers)
-        return workers
-
-    return start
-
+from support.wires import WAYS, case, each_way, each_wire
 
 # What works
 
@@ -337,11 +272,13 @@ def test_an_unknown_owner_killed_behind_a_cut(wire, at_ends, spawn, way):
     goes_on(spawn(namespaces.TCP | SHORT, prefix=wire.at(0)), active)
 
 
-@pytest.mark.parametrize("state", [_case("cut", short=True), _case("whole", short=False)])
+@pytest.mark.parametrize("state", [case("cut", short=True), case("whole", short=False)])
 @each_way(("veth", "write"))
 def test_an_unknown_active_side_killed(wire, at_ends, spawn, way, state):
-    """Nobody watches it, so that the exposure ends with its lease."""
-    owner, active = at_ends(wire, SHORT | {"DYNAMO_NIXL_LEASE": "3"}, foreign_pids=("active",))
+    """Nobody watches it and it does not answer, so that the exposure ends with its lease."""
+    owner, active = at_ends(
+        wire, SHORT | {"DYNAMO_NIXL_LEASE": "3", "DYNAMO_NIXL_KEEPALIVE": "1"}, foreign_pids=("active",)
+    )
     number, _ = catch(wire, owner, active, way)
     active.kill()
     if state == "whole":

@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::exposure::samples::{Bench, KEEPALIVE, KEY, TRANSFER};
+use crate::exposure::samples::{Bench, GRACE, KEEPALIVE, KEY, TRANSFER};
 use crate::operation::Status;
 use crate::wire::EndReason;
 

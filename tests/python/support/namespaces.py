@@ -26,6 +26,7 @@ ADDRESSES = ("10.213.0.1", "10.213.0.2")
 TCP = {"UCX_TLS": "tcp", "UCX_NET_DEVICES": DEVICE}
 """The environment of workers that talk over the wire and over nothing else."""
 TOOLS = ("ip", "nsenter", "unshare")
+_NO_TOOLS = "no iproute2 or util-linux"
 _RELAY = Path(__file__).with_name("relay.py")
 _NEW_SYS = 'mount -t sysfs sysfs /sys && exec "$@"'
 """UCX finds its devices in /sys, which shows those of the namespace that it was mounted in."""
@@ -129,6 +130,15 @@ class Relayed(Wire):
             raise UnavailableError("no TAP devices")
 
 
+def own_pids() -> list[str]:
+    """The command prefix for a worker in a pid namespace of its own. Raises `UnavailableError`."""
+    if any(shutil.which(tool) is None for tool in TOOLS):
+        raise UnavailableError(_NO_TOOLS)
+    if os.geteuid() != 0 or subprocess.run([*_OWN_PIDS, "true"], capture_output=True).returncode:
+        raise UnavailableError("no right to make pid namespaces")
+    return _OWN_PIDS
+
+
 @contextlib.contextmanager
 def veth_pair() -> Iterator[VethPair]:
     """Join two new namespaces by a veth pair. Raises `UnavailableError`."""
@@ -153,7 +163,7 @@ def relayed() -> Iterator[Relayed]:
 def _namespaces() -> Iterator[list[subprocess.Popen[bytes]]]:
     """Have two processes in new network namespaces, which do nothing."""
     if any(shutil.which(tool) is None for tool in TOOLS):
-        raise UnavailableError("no iproute2 or util-linux")
+        raise UnavailableError(_NO_TOOLS)
     if os.geteuid() != 0 or subprocess.run(["unshare", "--net", "--mount", "true"], capture_output=True).returncode:
         raise UnavailableError("no right to make network namespaces")
     with contextlib.ExitStack() as stack:
