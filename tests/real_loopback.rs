@@ -15,7 +15,7 @@ use support::LIMIT;
 use support::memory::Buffer;
 
 scenarios!(
-    log_level: None,
+    log_level: Some("FATAL"),
     scenarios: [an_agent_alone, a_read_and_a_write, a_leak],
     roles: []
 );

@@ -17,7 +17,7 @@ use support::owner::{Exposed, Kind, Owner, only, without_trailer};
 use support::{LIMIT, eventually};
 
 scenarios!(
-    log_level: None,
+    log_level: Some("FATAL"),
     scenarios: [
         every_size_both_ways,
         lists_of_descriptors,
