@@ -80,6 +80,8 @@ pub struct Stats {
     pub regions: usize,
     /// Remote agents loaded now, over all agents.
     pub peers: usize,
+    /// Remote agents that were dropped to be loaded anew, over all agents.
+    pub reloads: u64,
     /// Transfers the wire is not done with.
     pub transfers: usize,
     /// Exposures nobody has completed yet.
@@ -367,6 +369,7 @@ impl Connector {
         };
         for lane in self.inner.lanes() {
             stats.peers += lane.peers().len();
+            stats.reloads += lane.reloads();
             let (transfers, unquiet) = lane.pending();
             stats.transfers += transfers;
             stats.unquiet_regions += unquiet;

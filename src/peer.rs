@@ -54,6 +54,8 @@ pub struct PeerTable {
     clock: u64,
     /// Counts looks at the waiting transfers.
     round: u64,
+    /// Counts peers that were dropped to be loaded anew.
+    reloads: u64,
     refused: RefusedNames,
 }
 
@@ -178,6 +180,7 @@ impl PeerTable {
                     // Where this fails, NIXL still knows what is loaded, and so must the table.
                     transport.drop_peer(name).inspect_err(|_| self.refuse(name))?;
                     self.peers.remove(name);
+                    self.reloads += 1;
                 } else {
                     self.make_room(transport);
                 }
@@ -307,6 +310,12 @@ impl PeerTable {
     #[must_use]
     pub fn len(&self) -> usize {
         self.peers.len()
+    }
+
+    /// How often a peer was dropped to be loaded anew.
+    #[must_use]
+    pub fn reloads(&self) -> u64 {
+        self.reloads
     }
 
     /// Whether no peer is loaded.

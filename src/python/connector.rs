@@ -174,6 +174,7 @@ impl Connector {
         HashMap::from([
             ("regions", stats.regions as u64),
             ("peers", stats.peers as u64),
+            ("reloads", stats.reloads),
             ("transfers", stats.transfers as u64),
             ("exposures", stats.exposures as u64),
             ("exposures_in_grace", stats.exposures_in_grace as u64),

@@ -197,6 +197,11 @@ impl Lane {
             .unwrap_or_default()
     }
 
+    /// How often one of them was dropped to be loaded anew.
+    pub(crate) fn reloads(&self) -> u64 {
+        self.with_state(|state| state.peers().reloads()).unwrap_or_default()
+    }
+
     /// Transfers the wire is not done with, and ranges that can never be shown quiet.
     pub(crate) fn pending(&self) -> (usize, usize) {
         self.with_state(|state| (state.transfers(), state.unquiet()))

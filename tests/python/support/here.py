@@ -14,6 +14,7 @@ PATIENCE = 30.0
 """Seconds until a condition that nothing announces must hold."""
 LASTING = (
     "peers",
+    "reloads",
     "notifications_matched",
     "notifications_unknown",
     "notifications_malformed",
