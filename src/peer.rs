@@ -226,21 +226,23 @@ impl PeerTable {
 
     /// Drops the peer unused for longest, where the table is full and one is unused.
     fn make_room(&mut self, transport: &dyn Transport) {
-        if self.peers.len() < MAX_PEERS {
-            return;
-        }
-        let unused = self.peers.iter().filter(|(_, peer)| peer.in_use == 0);
-        let Some(name) = unused
-            .min_by_key(|(_, peer)| peer.last_use)
-            .map(|(name, _)| name.clone())
-        else {
-            return;
-        };
-        match transport.drop_peer(&name) {
-            Ok(()) => {
-                self.peers.remove(&name);
+        // A table that has grown while all were in use shrinks again, by one with each newcomer.
+        for _ in 0..2 {
+            if self.peers.len() < MAX_PEERS {
+                return;
             }
-            Err(error) => tracing::warn!(%error, "an unused peer could not be dropped"),
+            let unused = self.peers.iter().filter(|(_, peer)| peer.in_use == 0);
+            let Some(name) = unused
+                .min_by_key(|(_, peer)| peer.last_use)
+                .map(|(name, _)| name.clone())
+            else {
+                return;
+            };
+            if let Err(error) = transport.drop_peer(&name) {
+                tracing::warn!(%error, "an unused peer could not be dropped");
+                return;
+            }
+            self.peers.remove(&name);
         }
     }
 

@@ -39,9 +39,35 @@ impl Bench {
     }
 
     fn owner(&self, ranges: &[MemoryRange]) -> FakeOwner {
-        let mut owner = FakeOwner::new(&self.network, "owner").unwrap();
+        self.owner_of_name("owner", ranges)
+    }
+
+    fn owner_of_name(&self, name: &str, ranges: &[MemoryRange]) -> FakeOwner {
+        let mut owner = FakeOwner::new(&self.network, name).unwrap();
         ranges.iter().for_each(|range| owner.register(*range).unwrap());
         owner
+    }
+
+    /// So many owners, and what each exposes.
+    fn many(&self, count: usize) -> Vec<(FakeOwner, RemoteMetadata)> {
+        let exposed = [range(0x1000, 64)];
+        let owners = (0..count).map(|number| self.owner_of_name(&format!("owner-{number}"), &exposed));
+        owners
+            .map(|owner| {
+                let metadata = metadata(&owner, &exposed);
+                (owner, metadata)
+            })
+            .collect()
+    }
+
+    /// Loads the peer, and has a transfer begin to use it.
+    fn begin(&mut self, metadata: &RemoteMetadata) {
+        assert!(self.prepare(metadata).unwrap());
+        self.peers.begin_use(metadata.agent());
+    }
+
+    fn knows(&self, metadata: &RemoteMetadata) -> bool {
+        self.peers.names().any(|name| name == metadata.agent())
     }
 
     /// As for a transfer of each region as a whole, one request each.
@@ -265,6 +291,82 @@ fn coverage_is_checked_range_by_range() {
         .check_covers(&[range(0x1000, 8), range(0x1010, 64)])
         .unwrap_err();
     assert!(error.to_string().contains("index=1"), "{error}");
+}
+
+#[test]
+fn a_full_table_drops_the_peer_unused_for_longest() {
+    let mut bench = Bench::new();
+    let owners = bench.many(MAX_PEERS + 2);
+    for (number, (_, metadata)) in owners[..MAX_PEERS].iter().enumerate() {
+        bench.begin(metadata);
+        // The second is not done.
+        if number != 1 {
+            bench.peers.end_use(metadata.agent());
+        }
+    }
+    assert_eq!(
+        (bench.peers.len(), bench.counts()),
+        (MAX_PEERS, (MAX_PEERS, 0)),
+        "it just fits"
+    );
+    let [first, second, third, fourth] = [0, 1, 2, 3].map(|number| &owners[number].1);
+    // The first comes back.
+    bench.begin(first);
+    bench.peers.end_use(first.agent());
+    for (count, gone) in [(1, third), (2, fourth)] {
+        assert!(bench.knows(gone));
+        bench.begin(&owners[MAX_PEERS + count - 1].1);
+        assert!(!bench.knows(gone) && bench.knows(first) && bench.knows(second));
+        assert_eq!((bench.peers.len(), bench.counts().1), (MAX_PEERS, count));
+    }
+    // Who comes back is loaded as if it had never been there, and is no reload.
+    assert_eq!(bench.plan(third), Plan::Connect);
+    bench.begin(third);
+    assert_eq!((bench.peers.len(), bench.peers.reloads()), (MAX_PEERS, 0));
+    assert_eq!(bench.network.violations(), [""; 0]);
+}
+
+#[test]
+fn a_table_of_peers_in_use_grows_and_shrinks_again() {
+    let mut bench = Bench::new();
+    let owners = bench.many(MAX_PEERS + 6);
+    let (early, late) = owners.split_at(MAX_PEERS + 3);
+    for (_, metadata) in early {
+        bench.begin(metadata);
+    }
+    assert_eq!(
+        (bench.peers.len(), bench.counts().1),
+        (MAX_PEERS + 3, 0),
+        "nothing to drop"
+    );
+    for (_, metadata) in early {
+        bench.peers.end_use(metadata.agent());
+    }
+    let mut sizes = Vec::new();
+    for (_, metadata) in late {
+        bench.begin(metadata);
+        sizes.push(bench.peers.len() - MAX_PEERS);
+    }
+    assert_eq!(sizes, [2, 1, 0]);
+    assert!(early[..6].iter().all(|(_, metadata)| !bench.knows(metadata)));
+    assert!(early[6..].iter().all(|(_, metadata)| bench.knows(metadata)));
+    assert_eq!(bench.network.violations(), [""; 0]);
+}
+
+#[test]
+fn one_that_cannot_be_dropped_is_kept_and_stops_nobody() {
+    let mut bench = Bench::new();
+    let owners = bench.many(MAX_PEERS + 2);
+    for (_, metadata) in &owners[..MAX_PEERS] {
+        assert!(bench.prepare(metadata).unwrap());
+    }
+    bench.network.fail(READER, Call::Drop, 1);
+    bench.begin(&owners[MAX_PEERS].1);
+    // NIXL still knows it, and so must the table.
+    assert_eq!((bench.peers.len(), bench.counts().1), (MAX_PEERS + 1, 0));
+    bench.begin(&owners[MAX_PEERS + 1].1);
+    assert_eq!(bench.peers.len(), MAX_PEERS);
+    assert_eq!(bench.network.violations(), [""; 0]);
 }
 
 proptest! {
