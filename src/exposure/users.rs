@@ -253,3 +253,6 @@ impl Users {
         at_work.map(|user| (Arc::clone(&user.agent), user.transfer))
     }
 }
+
+#[cfg(test)]
+mod tests;
