@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import gc
 import itertools
 import json
 import mmap
 import random
+import resource
+import struct
 import threading
 import warnings
+import zlib
 from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -19,7 +23,7 @@ import pytest
 from dynamo_nixl import Descriptor, NixlConnectError, RdmaMetadata
 
 from support import endings, roles
-from support.endings import LEASE_EXPIRED
+from support.endings import DONE, LEASE_EXPIRED
 from support.held import grown, settled_and_held
 from support.here import PATIENCE, eventually
 from support.loops import factories, in_threads
@@ -36,9 +40,13 @@ long = pytest.mark.long
 BATCH = 200
 
 
-def check_flat(before: list[tuple[Held, int]], after: list[tuple[Held, int]], growth: int) -> None:
+def check_flat(
+    before: list[tuple[Held, int]], after: list[tuple[Held, int]], growth: int, *, besides: tuple[str, ...] = ()
+) -> None:
+    """Where no peer has died: only then can something be left that is never known to be quiet."""
     for (held_before, resident_before), (held_after, resident_after) in zip(before, after, strict=True):
-        assert not grown(held_before, held_after, besides=("peers", "unquiet_regions"))
+        assert not grown(held_before, held_after, besides=("peers", *besides))
+        assert held_after.unquiet_regions == 0
         assert resident_after - resident_before < growth
 
 
@@ -58,7 +66,8 @@ def test_restarts_of_a_server_under_load(spawn, tmp_path, transport, restarts):
         client.call(turn_to, number)
         client.call(moves, 40)
         assert server.is_alive
-        seen.append((client.open_files, client.threads))
+        agents = client.agents
+        seen.append((client.open_files - FILES_OF_AN_AGENT * agents, client.threads, client.resident, agents))
         if number % 2 == 0:
             server.kill()
         else:
@@ -70,13 +79,21 @@ def test_restarts_of_a_server_under_load(spawn, tmp_path, transport, restarts):
     assert set(ends) <= ENDS_AT_RESTARTS, ends
     client.call(roles.settled)
     half = len(seen) // 2
-    files, threads = zip(*seen, strict=True)
-    # Some are open while a peer's connection is being made or closed; one for each restart would be 25.
-    assert max(files[half:]) < max(files[:half]) + 24, seen
-    assert max(threads[half:]) <= max(threads[:half]) + 2, seen
+    first, second = ([*zip(*part, strict=True)] for part in (seen[:half], seen[half:]))
+    # Some files are open, and some memory is in use, while connections are made and transfers are under way: what is
+    # left behind for good shows in the least of each. After 25 deaths it was nothing, over TCP as well.
+    files, _, resident, _ = ((min(before), min(after)) for before, after in zip(first, second, strict=True))
+    assert files[1] - files[0] < 5, seen
+    assert resident[1] - resident[0] < 48 << 20, seen
+    threads, agents = max(second[1]) - max(first[1]), [max(part[3]) for part in (first, second)]
+    # Where an agent could not load a name again, a spare one took over.
+    assert threads <= max(0, agents[1] - agents[0]) + 1, seen
+    assert max(agents) <= 4, seen
     endings.serve(spawn(transport), client)
 
 
+FILES_OF_AN_AGENT = 10
+"""With what NIXL and UCX open for it, whatever its peers are."""
 ENDS_AT_RESTARTS = {"PeerLostError", "TransferError", "StaleMetadataError", "CancelledByPeerError", "no server"}
 
 
@@ -429,9 +446,119 @@ def caught(function: Callable[[int], Any]) -> Callable[[int], Any]:
 
 @pytest.mark.parametrize("rounds", [30, pytest.param(1000, marks=long)])
 def test_metadata_that_changes_during_a_transfer(spawn, transport, rounds):
-    """What overlaps regions that the peer has loaded under another key, and new connections under the same name."""
+    """By turns the range of a loaded region comes with another key, and another agent under the name of the loaded one.
+
+    Both come while a large read is under way with what is loaded, which has to be dropped for them, and not before.
+    """
+    owners, active = [spawn(transport), spawn(transport)], spawn(transport)
+    for owner in owners:
+        owner.call(roles.use_connector, "the-owner")
+        owner.call(make_room)
+    active.call(make_room)
+    for worker in (*owners, active):
+        worker.call(allow_open_files)
+    workers = [*owners, active]
+    _, metadata = owners[0].call(expose_room, SMALL)
+    active.call(read_room, metadata)
+    before, caught, loaded, current = None, 0, active.call(roles.counters)["reloads"], 0
+    for number in range(rounds):
+        exposed, large = owners[current].call(expose_room, LARGE)
+        following = current if number % 2 == 0 else 1 - current
+        _, small = owners[following].call(expose_room, SMALL)
+        caught += active.call(read_against, large, small if number % 2 else with_another_key(small))
+        assert owners[current].call(endings.ended, exposed) == DONE
+        current = following
+        for owner in owners:
+            owner.call(roles.settled)
+        if number == rounds // 2:
+            before = [settled_and_held(worker) for worker in workers]
+    # Each was a conflict, also where the first read was nearly over.
+    assert active.call(roles.counters)["reloads"] - loaded == rounds
+    assert caught > rounds // 2
+    assert before is not None
+    # A loaded peer that is dropped leaves some 80 KB behind in UCX, or two sockets over TCP, one on the other side.
+    reloads = rounds - 1 - rounds // 2
+    after = [settled_and_held(worker) for worker in workers]
+    check_flat(before, after, growth=(8 << 20) + reloads * (128 << 10), besides=("open_files",))
+    for (held_before, _), (held_after, _), sockets in zip(before, after, (1, 1, 2), strict=True):
+        assert held_after.open_files - held_before.open_files <= (sockets * reloads + 4 if transport else 0)
+
+
+SMALL, LARGE = 1 << 20, 64 << 20
+
+
+async def make_room(here):
+    here.room = pattern(LARGE)
+    here.targets = {size: blank(size) for size in (SMALL, LARGE)}
+
+
+async def allow_open_files(here):
+    """As many as the system lets it have."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+async def expose_room(here, size):
+    """So much of the same memory each time."""
+    operation = await here.connector.create_readable(Descriptor(here.room[:size]))
+    return here.keep((operation, [])), operation.metadata().model_dump()
+
+
+def with_another_key(metadata: dict[str, Any]) -> dict[str, Any]:
+    """What a back end might list whose keys tell registrations apart.
+
+    UCX gives equal keys to whatever private memory is registered again, over shared memory as over TCP. It is not told
+    how long a key is, so that another byte behind it makes another key of the same meaning.
+    """
+    (descriptor,) = metadata["descriptors"]
+    inflating = zlib.decompressobj()
+    blob = inflating.decompress(base64.b64decode(metadata["nixl_metadata"].removeprefix("b64:")))
+    range_of_it = struct.pack("<QQQ", descriptor["ptr"], descriptor["size"], 0)
+    before, after = blob.split(range_of_it)
+    (size,) = struct.unpack("<Q", before[-8:])
+    key = size - len(range_of_it)
+    changed = before[:-8] + struct.pack("<Q", size + 1) + range_of_it + after[:key] + b"\0" + after[key:]
+    text = base64.b64encode(zlib.compress(changed, 6) + inflating.unused_data).decode()
+    return metadata | {"nixl_metadata": f"b64:{text}"}
+
+
+async def read_room(here, metadata):
+    async with await begin_to_read_room(here, metadata) as operation:
+        await operation.wait_for_completion()
+    assert_read(here, SMALL)
+
+
+async def begin_to_read_room(here, metadata):
+    remote = RdmaMetadata.model_validate(metadata)
+    target = here.targets[remote.descriptors[0].size]
+    target[:] = 0xEE
+    return await here.connector.begin_read(remote, Descriptor(target))
+
+
+def assert_read(here, size):
+    assert np.array_equal(here.targets[size], here.room[:size])
+
+
+async def read_against(here, large, small):
+    """Begin a read, and one that has to wait for its end. Returns whether it was in the middle then."""
+    async with await begin_to_read_room(here, large) as first:
+        while not first.bytes_done:  # noqa: ASYNC110 - nothing announces it
+            await asyncio.sleep(0)
+        is_in_the_middle = first.bytes_done < LARGE
+        async with await begin_to_read_room(here, small) as second:
+            assert first.is_quiesced
+            await second.wait_for_completion()
+        await first.wait_for_completion()
+    assert_read(here, LARGE)
+    assert_read(here, SMALL)
+    return is_in_the_middle
+
+
+@pytest.mark.parametrize("rounds", [20, pytest.param(300, marks=long)])
+def test_parts_that_are_cut_anew_during_a_transfer(spawn, transport, rounds):
+    """They overlap what is loaded under equal keys, and are loaded beside it: nothing is dropped, nobody waits."""
     owner, active = spawn(transport), spawn(transport)
-    owner.call(make_room)
+    owner.call(make_whole)
     endings.serve(owner, active)
     before = None
     for number in range(rounds):
@@ -441,25 +568,26 @@ def test_metadata_that_changes_during_a_transfer(spawn, transport, rounds):
         owner.call(roles.settled)
         if number == rounds // 2:
             before = [settled_and_held(worker) for worker in (owner, active)]
+    assert active.call(roles.counters)["reloads"] == 0
     assert before is not None
     check_flat(before, [settled_and_held(worker) for worker in (owner, active)], growth=48 << 20)
 
 
-ROOM = 4 << 20
+WHOLE = 4 << 20
 
 
-async def make_room(here):
-    here.room = pattern(ROOM)
+async def make_whole(here):
+    here.whole = pattern(WHOLE)
 
 
 async def expose_parts(here, seed):
-    """Parts of the same memory as each time, cut elsewhere: their regions overlap those of before under other keys."""
+    """Parts of the same memory as each time, cut elsewhere."""
     randomly = random.Random(seed)
     parts = []
     for _ in range(3):
-        start = randomly.randrange(ROOM - 70_000)
+        start = randomly.randrange(WHOLE - 70_000)
         size = randomly.randrange(1, 70_000)
-        operation = await here.connector.create_readable(Descriptor(here.room[start : start + size]))
+        operation = await here.connector.create_readable(Descriptor(here.whole[start : start + size]))
         here.keep((operation, []))
         parts.append((operation.metadata().model_dump(), start))
     return parts
@@ -468,7 +596,7 @@ async def expose_parts(here, seed):
 async def read_while_reading(here, large, parts, seed):
     remote = RdmaMetadata.model_validate(large)
     target = blank(remote.descriptors[0].size)
-    everything = pattern(ROOM)
+    everything = pattern(WHOLE)
     async with await here.connector.begin_read(remote, Descriptor(target)) as operation:
 
         async def one(metadata: dict[str, Any], start: int) -> None:

@@ -124,6 +124,12 @@ class Worker:
         return len(os.listdir(f"/proc/{self.pid}/task"))
 
     @property
+    def agents(self) -> int:
+        """How many agents of ours it has; each has a thread."""
+        names = [path.read_text().strip() for path in Path(f"/proc/{self.pid}/task").glob("*/comm")]
+        return sum(name in ("nixl-control", "nixl-plain", "nixl-spare") for name in names)
+
+    @property
     def resident(self) -> int:
         """How many bytes of its memory are in RAM."""
         pages = Path(f"/proc/{self.pid}/statm").read_text().split()[1]
