@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from dynamo_nixl import Descriptor, RdmaMetadata, TransferError
 
-from support import endings, roles
+from support import endings, middle, roles
 from support.endings import CANCELLED_BY_PEER, DONE, FAILED, KINDS, LEASE_EXPIRED, STALE
+from support.memory import pattern
 
 pytestmark = pytest.mark.nixl
 
@@ -54,6 +56,35 @@ def test_a_second_writer_under_way_when_the_first_has_completed(spawn, transport
     assert slow.call(endings.ended, begun) in (STALE, FAILED)
     slow.call(endings.wait_quiesced, begun)
     assert owner.call(has_canary, number)
+
+
+def test_memory_that_is_never_known_to_be_quiet(spawn):
+    """Of a request of several ranges that fails NIXL says that it has, and nothing of what becomes of the others."""
+    owner, active = spawn(loses_peers=True), spawn(loses_peers=True)
+    endings.serve(owner, active)
+    number, metadata = owner.call(roles.expose_writable, [LISTED, LISTED])
+    assert active.call(fail_to_write_a_list, metadata) == ("TransferError", "ERR")
+    assert owner.call(endings.ended, number) == FAILED
+    assert active.call(roles.counters)["unquiet_regions"] == 2
+    # Others do not mind.
+    endings.serve(owner, active)
+    assert active.call(roles.counters)["unquiet_regions"] == 2
+
+
+LISTED = 1 << 20
+
+
+async def fail_to_write_a_list(here, metadata):
+    """Write what cannot be read. Returns what the wait for quiet raises, and the status."""
+    # The last, see `test_siblings.test_a_list_with_a_hole_is_not_complete`.
+    local = [Descriptor(each) for each in (pattern(LISTED), middle.unreadable(LISTED))]
+    operation = await here.connector.begin_write(local, RdmaMetadata.model_validate(metadata))
+    with pytest.raises(TransferError):
+        await operation.wait_for_completion()
+    with pytest.raises(TransferError, match="wait for quiet") as caught:
+        await operation.wait_quiesced()
+    assert not operation.is_quiesced
+    return type(caught.value).__name__, str(operation.status)
 
 
 async def metadata_of(here, number):

@@ -6,6 +6,7 @@ What upstream sends and how it decodes is re-told here; the samples in tests/fix
 from __future__ import annotations
 
 import base64
+import threading
 import time
 import uuid
 import zlib
@@ -103,6 +104,12 @@ def expose_writable(here: Any, *sizes: int, in_hex: bool = False) -> dict[str, A
     return here.foreign.metadata([here.foreign.register(blank(size)) for size in sizes], 2, None, in_hex=in_hex)
 
 
+def expose_zeros(here: Any, kind: str, size: int) -> dict[str, Any]:
+    """Describe memory for a peer to read or write that costs no RAM before it is written to."""
+    array = here.foreign.register(np.zeros(size, dtype=np.uint8))
+    return here.foreign.metadata([array], 1 if kind == "read" else 2, None, in_hex=False)
+
+
 def holds_pattern(here: Any, seed: int = 0, count: int = 1) -> bool:
     """Whether the patterns have arrived in so many of the arrays that were registered last."""
     return all(is_pattern(array, seed + index) for index, array in enumerate(here.foreign.arrays[-count:]))
@@ -137,6 +144,37 @@ def write(here: Any, metadata: dict[str, Any], seed: int = 0) -> str:
     sizes = [each["size"] for each in metadata["descriptors"]]
     arrays = [here.foreign.register(pattern(size, seed + index)) for index, size in enumerate(sizes)]
     return here.foreign.finish(here.foreign.begin("WRITE", arrays, metadata))
+
+
+def begin_in_parts(here: Any, kind: str, metadata: dict[str, Any], parts: int = 64) -> None:
+    """Have a thread move zeros, or into them, part by part, and send the key with the last; return after the first.
+
+    In one, the kernel would copy all of it before NIXL comes back.
+    """
+    (whole,) = metadata["descriptors"]
+    size = whole["size"] // parts
+    array = here.foreign.register(np.zeros(whole["size"], dtype=np.uint8))
+    has_begun = threading.Event()
+    here.states = []
+
+    def move() -> None:
+        for part in range(parts):
+            theirs = {**whole, "ptr": whole["ptr"] + part * size, "size": size}
+            key = metadata["notification_key"] if part == parts - 1 else ""
+            said = metadata | {"descriptors": [theirs], "notification_key": key}
+            handle = here.foreign.begin(kind.upper(), [array[part * size : (part + 1) * size]], said)
+            here.states.append(here.foreign.finish(handle))
+            has_begun.set()
+
+    here.moving = threading.Thread(target=move)
+    here.moving.start()
+    assert has_begun.wait(PATIENCE)
+
+
+def end_of_parts(here: Any) -> list[str]:
+    """Wait for that thread. Returns NIXL's last word on each part."""
+    here.moving.join()
+    return list(here.states)
 
 
 def try_to_read(here: Any, metadata: dict[str, Any], patience: float) -> str:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import ctypes
+import mmap
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from dynamo_nixl import Descriptor, RdmaMetadata, TransferError
 
 from support import endings
 
@@ -12,6 +19,7 @@ if TYPE_CHECKING:
     from support.here import Here
     from support.workers import Worker
 
+PROT_NONE = 0
 HOWS = ("cancel", "exit", "drop")
 """The ways to give an operation up."""
 
@@ -43,6 +51,38 @@ async def give_up(here: Here, number: int, how: str) -> str:
         del here.kept[number]
         return "STOP"
     return str(operation.status)
+
+
+async def begin_in_the_middle(here: Here, metadata: dict[str, Any], seed: int | None = None) -> int:
+    """As `endings.begin`, and return when some of it has moved."""
+    number = await endings.begin(here, metadata, seed)
+    operation, _ = here.kept[number]
+    while not operation.bytes_done and operation.error is None:  # noqa: ASYNC110 - nothing announces it
+        await asyncio.sleep(0)
+    return number
+
+
+def unreadable(size: int) -> np.ndarray:
+    """Memory that nobody can read, nor write to."""
+    pages = np.frombuffer(mmap.mmap(-1, size), dtype=np.uint8)
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(pages.ctypes.data), ctypes.c_size_t(pages.size), PROT_NONE) == 0
+    return pages
+
+
+async def break_by_a_write(here: Here, writable: dict[str, Any], other: dict[str, Any], seed: int) -> tuple[int, bool]:
+    """In the middle of a write, break the connection by one of what nobody can read.
+
+    Only where the kernel copies. Over TCP UCX may read such memory itself, and abort an owner with replies to send.
+    Returns the number of the first, and whether it was under way still when the second had failed.
+    """
+    remote = RdmaMetadata.model_validate(other)
+    source = Descriptor(unreadable(remote.descriptors[0].size))
+    number = await begin_in_the_middle(here, writable, seed)
+    operation, _ = here.kept[number]
+    with pytest.raises(TransferError):
+        await (await here.connector.begin_write(source, remote)).wait_for_completion()
+    assert operation.error is None
+    return number, operation.bytes_done < operation.bytes_total
 
 
 async def close_now(here: Here, number: int) -> str:
