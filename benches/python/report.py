@@ -201,12 +201,23 @@ def endings_section(results: dict[str, Any]) -> str:
         "deadline": "its `timeout` passes",
         "close": "`Connector.close()`",
         "kill": "SIGKILL",
+        "lease": "the `lease` passes, and nobody has come",
     }
     rows = [
-        [row["by"], names[row["event"]], f"{row['median']:.2f} ms", f"{row['worst']:.2f} ms", str(row["rounds"])]
+        [
+            row["transports"],
+            row["by"],
+            names[row["event"]],
+            f"{row['median']:.2f} ms",
+            f"{row['worst']:.2f} ms",
+            str(row["rounds"]),
+        ]
         for row in results["rows"]
     ]
-    return table(["ended by the", "how", "the other side knows after", "worst", "rounds"], rows)
+    columns = ["`UCX_TLS`", "ended by the", "how", "the other side knows after", "worst", "rounds"]
+    # Whoever reads the table can make it again.
+    command = f"`benches/python/endings.py --rounds {results['rows'][0]['rounds']}`"
+    return f"{table(columns, rows)}\n\nMeasured by {command}, load average before {results['load']}."
 
 
 def duration(microseconds: float | None) -> str:
