@@ -165,6 +165,11 @@ impl PieceCursor {
         }
     }
 
+    /// Goes back to the start.
+    pub fn rewind(&mut self) {
+        (self.index, self.offset) = (0, 0);
+    }
+
     /// Whether every byte was handed out.
     #[must_use]
     pub fn is_exhausted(&self) -> bool {

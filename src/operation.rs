@@ -336,6 +336,11 @@ impl Operation {
         self.bytes_done.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// All of it is to be moved anew.
+    pub(crate) fn forget_bytes_done(&self) {
+        self.bytes_done.store(0, Ordering::Relaxed);
+    }
+
     /// Ends the operation, unless it has ended. True if this call ended it.
     pub(crate) fn finish(&self, outcome: Outcome) -> bool {
         let waiters = {

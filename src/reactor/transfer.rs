@@ -62,6 +62,8 @@ pub(crate) struct Transfer {
     /// Pieces to be posted once more: they failed because another transfer had broken the connection.
     again: Vec<Piece>,
     repetitions: u32,
+    /// A piece has several ranges, of which NIXL tells what has become of the last one only.
+    has_lists: bool,
     /// What the requests will name at the peer; until it is loaded for them.
     lists: Vec<Vec<MemoryRange>>,
     stage: Stage,
@@ -71,6 +73,7 @@ pub(crate) struct Transfer {
     validity: Option<Validity>,
     /// What was read is summed up before it is believed.
     checksum: Option<Checksum>,
+    verifies: bool,
     regions: Vec<Region>,
     memory: Vec<LocalMemory>,
     /// A piece of several descriptors failed, so its memory can never be shown quiet.
@@ -174,6 +177,7 @@ impl Transfer {
         let mut lists: Vec<Vec<MemoryRange>> = std::iter::from_fn(|| ahead.next_piece())
             .map(|piece| piece.remote)
             .collect();
+        let has_lists = lists.iter().any(|list| list.len() > 1);
         let validity = Validity::of(&remote);
         lists.extend(validity.as_ref().map(|validity| vec![validity.remote()]));
         Self {
@@ -183,12 +187,14 @@ impl Transfer {
             cursor,
             again: Vec::new(),
             repetitions: 0,
+            has_lists,
             lists,
             stage: Stage::Queued,
             clock: Clock::new(limits, Instant::now()),
             in_flight: Vec::new(),
             validity,
             checksum: None,
+            verifies: false,
             regions: Vec::new(),
             memory,
             is_unquiet: false,
@@ -217,8 +223,13 @@ impl Transfer {
             // The notification would go out with the last bytes, before anybody has looked at them.
             return Err(refuse("the peer's metadata has a checksum and no validity word"));
         }
-        self.checksum = Some(Checksum::new(self.memory.iter().map(|memory| memory.range).collect())?);
+        self.checksum = Some(self.new_checksum()?);
+        self.verifies = true;
         Ok(self)
+    }
+
+    fn new_checksum(&self) -> Result<Checksum> {
+        Checksum::new(self.memory.iter().map(|memory| memory.range).collect())
     }
 
     /// One that only loads its peer: it moves nothing and tells nobody.

@@ -53,9 +53,6 @@ def test_a_bad_source_fails_alone(spawn):
     endings.serve(owner, active)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="after another has connected anew, it goes on as if its first requests had moved"
-)
 def test_a_list_with_a_hole_is_not_complete(spawn):
     """Where the kernel copies, NIXL says of a request of several ranges what has become of the last of them only.
 

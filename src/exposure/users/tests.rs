@@ -17,6 +17,8 @@ fn active(network: &FakeNetwork, number: usize) -> Arc<RemoteMetadata> {
     Arc::new(RemoteMetadata::decode(&agent.metadata(&[range], false).unwrap()).unwrap())
 }
 
+const TRANSFER: TransferId = TransferId(1);
+
 /// Of another host, so that nothing is watched.
 const PROCESS: ProcessId = ProcessId {
     pid: 1,
@@ -31,15 +33,15 @@ fn so_many_are_kept_in_mind_and_no_more() {
     let (last, known) = agents.split_last().unwrap();
     let mut users = Users::default();
     for agent in known {
-        assert!(users.add(Arc::clone(agent), PROCESS));
+        assert!(users.add(Arc::clone(agent), TRANSFER, PROCESS));
     }
-    assert!(!users.add(Arc::clone(last), PROCESS), "one too many");
-    let told: Vec<_> = users.to_be_told().map(|agent| agent.agent().clone()).collect();
+    assert!(!users.add(Arc::clone(last), TRANSFER, PROCESS), "one too many");
+    let told: Vec<_> = users.to_be_told().map(|(agent, _)| agent.agent().clone()).collect();
     let expected: Vec<_> = known.iter().map(|agent| agent.agent().clone()).collect();
     assert_eq!(told, expected);
     // Nobody waits for the one that is not known, whatever it says.
-    assert!(!users.leave(last.agent()));
-    assert!(users.remove(last.agent()).is_none());
+    assert!(!users.leave(&UserId::new(last.agent(), TRANSFER)));
+    assert!(users.remove(&UserId::new(last.agent(), TRANSFER)).is_none());
 }
 
 #[test]
@@ -49,21 +51,21 @@ fn a_full_list_has_room_for_who_is_on_it_and_when_one_goes() {
     let (last, known) = agents.split_last().unwrap();
     let mut users = Users::default();
     for agent in known {
-        assert!(users.add(Arc::clone(agent), PROCESS));
+        assert!(users.add(Arc::clone(agent), TRANSFER, PROCESS));
     }
-    // It says hello once more, for its next transfer.
-    assert!(users.add(Arc::clone(&known[0]), PROCESS));
+    // It says hello once more.
+    assert!(users.add(Arc::clone(&known[0]), TRANSFER, PROCESS));
     assert_eq!(users.to_be_told().count(), MAX_USERS);
     // One that has left is not quiet yet, and so keeps its place.
-    assert!(users.leave(known[1].agent()));
+    assert!(users.leave(&UserId::new(known[1].agent(), TRANSFER)));
     assert_eq!(users.to_be_told().count(), MAX_USERS - 1);
-    assert!(!users.add(Arc::clone(last), PROCESS));
-    assert!(users.remove(known[1].agent()).is_some());
-    assert!(users.add(Arc::clone(last), PROCESS));
+    assert!(!users.add(Arc::clone(last), TRANSFER, PROCESS));
+    assert!(users.remove(&UserId::new(known[1].agent(), TRANSFER)).is_some());
+    assert!(users.add(Arc::clone(last), TRANSFER, PROCESS));
     assert_eq!(users.to_be_told().count(), MAX_USERS);
     for agent in known.iter().chain([last]) {
         assert!(users.are_under_way() && !users.is_empty());
-        users.remove(agent.agent());
+        users.remove(&UserId::new(agent.agent(), TRANSFER));
     }
     assert!(users.is_empty() && !users.are_under_way());
 }

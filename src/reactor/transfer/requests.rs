@@ -211,6 +211,18 @@ impl Transfer {
         self.fail(resources, error);
     }
 
+    /// Goes back to the start. Where a range of a list fails that is not the last one, NIXL calls the request done, and only
+    /// the next one finds the connection broken, whosever that is: what has moved as a list before is not known.
+    fn rewind(&mut self) -> Result<()> {
+        self.again.clear();
+        self.cursor.rewind();
+        self.operation.forget_bytes_done();
+        if self.verifies {
+            self.checksum = Some(self.new_checksum()?);
+        }
+        Ok(())
+    }
+
     /// Whether no piece is left to be posted.
     fn has_posted_all(&self) -> bool {
         self.again.is_empty() && self.cursor.is_exhausted()
@@ -219,13 +231,18 @@ impl Transfer {
     /// Waits for the connection to be made anew, where another transfer's failure has broken it: true while it does. What is
     /// in flight is driven to its end first, and the peer is let go, or nobody could load it.
     pub(super) fn waits_for_reload(&mut self, resources: &mut Resources) -> bool {
-        let peer = self.remote.agent();
-        if self.repetitions >= MAX_REPETITIONS || !resources.peers.is_lost(peer) {
+        if self.repetitions >= MAX_REPETITIONS || !resources.peers.is_lost(self.remote.agent()) {
             return false;
         }
         if self.in_flight.is_empty() {
             self.repetitions += 1;
-            resources.peers.end_use(peer);
+            if self.has_lists {
+                if let Err(error) = self.rewind() {
+                    self.operation.finish(Outcome::Failed(self.detailed(error)));
+                    return true;
+                }
+            }
+            resources.peers.end_use(self.remote.agent());
             let left = self.again.iter().map(|piece| piece.remote.clone());
             let mut ahead = self.cursor.clone();
             let left = left.chain(std::iter::from_fn(|| ahead.next_piece()).map(|piece| piece.remote));
