@@ -564,5 +564,7 @@ fn a_panic_on_a_lane_ends_every_operation_of_it() {
     eventually("a new lane moves it", || network.in_flight() > 0);
     network.release_all();
     assert_eq!(finished(&late), Status::Complete);
-    assert!(reader.close(LIMIT) && owner.close(LIMIT));
+    assert!(reader.close(LIMIT));
+    // Nobody is left who could say that the second transfer is done.
+    assert!(owner.close(Duration::from_millis(100)));
 }

@@ -279,13 +279,18 @@ impl Ledger {
 
     /// Ends everything that still waits, and whatever is opened later, as failed for `reason`.
     pub(crate) fn close(&self, reason: &Error) {
-        let records: Vec<Arc<Record>> = {
+        let (open, ended): (Vec<_>, Vec<_>) = {
             let mut state = self.state.lock();
             state.closed = Some(reason.clone());
-            state.open.values().cloned().collect()
+            let (open, ended) = (state.open.values(), state.ended.values());
+            (open.cloned().collect(), ended.cloned().collect())
         };
-        for record in records {
+        for record in open {
             self.end(&record, Outcome::Failed(reason.clone()));
+        }
+        // The lane waits for those that are not done.
+        for record in ended {
+            self.remind_users(&record);
         }
     }
 

@@ -195,6 +195,14 @@ impl Ledger {
         }
     }
 
+    /// Tells everyone that is not done once more that an exposure has ended: whoever is done says so again.
+    pub(super) fn remind_users(&self, record: &Record) {
+        let reminded: Vec<_> = record.inner().users.to_be_reminded().collect();
+        for (agent, transfer) in reminded {
+            self.write(agent, transfer, record);
+        }
+    }
+
     fn write(&self, to: Arc<RemoteMetadata>, transfer: TransferId, record: &Record) {
         let Some(outcome) = record.operation().outcome() else {
             return;

@@ -247,6 +247,11 @@ impl Users {
         self.0.iter().any(User::is_in_sight)
     }
 
+    /// Everyone that is not done.
+    pub(super) fn to_be_reminded(&self) -> impl Iterator<Item = (Arc<RemoteMetadata>, TransferId)> {
+        self.0.iter().map(|user| (Arc::clone(&user.agent), user.transfer))
+    }
+
     /// Those that have to be told of the exposure's end.
     pub(super) fn to_be_told(&self) -> impl Iterator<Item = (Arc<RemoteMetadata>, TransferId)> {
         let at_work = self.0.iter().filter(|user| user.is_under_way && !user.has_completed);
