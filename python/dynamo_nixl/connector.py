@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 from functools import cached_property
@@ -13,7 +14,7 @@ import dynamo_nixl
 
 from . import _loop
 from ._pairing import check_remote_metadata, local_descriptors_of
-from ._settings import DEFAULT, Default, Seconds, Settings
+from ._settings import DEFAULT, Default, Seconds, Settings, seconds
 from .connection import EXIT_PATIENCE, Connection
 from .descriptor import Descriptor
 from .errors import ConnectorClosedError
@@ -168,18 +169,21 @@ class Connector:
         for connection in self._close():
             connection._native.begin_close(EXIT_PATIENCE)
 
-    async def aclose(self, *, deadline: float = EXIT_PATIENCE) -> None:
+    async def aclose(self, *, deadline: float | None = EXIT_PATIENCE) -> None:
         """As `close`, and wait until all of it is done, off the loop's thread.
 
         Parameters
         ----------
         deadline
             Seconds that transfers on their way get. The memory of those that need longer stays pinned until the process
-            ends, since nothing else would keep their bytes from landing in memory that has other uses by then.
+            ends, since nothing else would keep their bytes from landing in memory that has other uses by then. None: as
+            long as they take.
         """
+        limit = seconds("deadline", deadline, EXIT_PATIENCE)
+        patience = math.inf if limit is None else limit
         connections = self._close()
         if connections:
-            await _loop.run_off_loop(lambda: _close_all(connections, deadline))
+            await _loop.run_off_loop(lambda: _close_all(connections, patience))
 
     def _close(self) -> list[Connection]:
         """Take nothing new. Returns what is to be closed."""

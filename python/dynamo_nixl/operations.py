@@ -148,8 +148,7 @@ class AbstractOperation(ABC):
         self._native.cancel()
 
     async def _finish(self, timeout: float | None) -> None:
-        if timeout is not None and not isinstance(timeout, int | float):
-            raise TypeError(f"a timeout is a number of seconds or None, got {type(timeout).__name__}")
+        timeout = seconds("timeout", timeout, None)
         if not self._native.has_finished:
             await _loop.wait(self._native, _core.FINISHED, timeout)
         self._native.raise_for_outcome()

@@ -166,6 +166,12 @@ async def try_timeouts(here, metadata):
             raised[name] = type(error).__name__
         with pytest.raises((TypeError, ValueError), match="lease"):
             await here.connector.create_readable(Descriptor(blank(4096)), lease=value)
+        async with Connector() as connector:
+            exposed = await connector.create_readable(Descriptor(blank(4096)))
+            with pytest.raises((TypeError, ValueError), match="timeout"):
+                await exposed.wait_for_completion(timeout=value)
+            with pytest.raises((TypeError, ValueError), match="deadline"):
+                await connector.aclose(deadline=value)
     return raised
 
 
