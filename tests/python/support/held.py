@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from support import roles
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from support.workers import Worker
+
+PATIENCE = 10.0
 
 
 class Held(NamedTuple):
@@ -32,6 +37,24 @@ def settled_and_held(worker: Worker) -> tuple[Held, int]:
     """What a worker holds once its operations are over, and how much memory."""
     worker.call(roles.settled)
     return held_by(worker), worker.resident
+
+
+def held_after(
+    before: list[tuple[Held, int]], workers: Iterable[Worker], *, besides: tuple[str, ...] = ()
+) -> list[tuple[Held, int]]:
+    """As `settled_and_held`, once there is no more of anything than before; or what there is after a while.
+
+    Files that watch over the peer's process are closed a moment after the transfer that was watched.
+    """
+    after = []
+    for (held_before, _), worker in zip(before, workers, strict=True):
+        deadline = time.monotonic() + PATIENCE
+        now = settled_and_held(worker)
+        while grown(held_before, now[0], besides=besides) and time.monotonic() < deadline:
+            time.sleep(0.1)
+            now = settled_and_held(worker)
+        after.append(now)
+    return after
 
 
 def grown(before: Held, after: Held, *, besides: tuple[str, ...] = ()) -> dict[str, tuple[int, int]]:
