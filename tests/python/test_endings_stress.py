@@ -24,7 +24,7 @@ from dynamo_nixl import Descriptor, NixlConnectError, RdmaMetadata
 
 from support import endings, roles
 from support.endings import DONE, LEASE_EXPIRED
-from support.held import grown, held_after, settled_and_held
+from support.held import grown, held_now, settled_and_held
 from support.here import PATIENCE, eventually
 from support.loops import factories, in_threads
 from support.memory import blank, is_pattern, pattern
@@ -222,7 +222,7 @@ def test_random_ends(spawn, transport, count):
     endings.serve(owner, active)
     assert before is not None
     # The allocator keeps what a dozen of the large arrays took; the memory of one operation in a hundred would be more.
-    check_flat(before, held_after(before, workers, besides=("peers",)), growth=128 << 20)
+    check_flat(before, held_now(before, workers, besides=("peers",)), growth=128 << 20)
 
 
 ENDS_AT_RANDOM = {"CancelledByPeerError", "LeaseExpiredError", "StaleMetadataError", "TransferTimeoutError"}
@@ -478,7 +478,7 @@ def test_metadata_that_changes_during_a_transfer(spawn, transport, rounds):
     assert before is not None
     # A loaded peer that is dropped leaves some 80 KB behind in UCX, or two sockets over TCP, one on the other side.
     reloads = rounds - 1 - rounds // 2
-    after = held_after(before, workers, besides=("peers",))
+    after = held_now(before, workers, besides=("peers",))
     check_flat(before, after, growth=(8 << 20) + reloads * (128 << 10), besides=("open_files",))
     for (held_before, _), (held_after, _), sockets in zip(before, after, (1, 1, 2), strict=True):
         assert held_after.open_files - held_before.open_files <= (sockets * reloads + 4 if transport else 0)
@@ -570,7 +570,7 @@ def test_parts_that_are_cut_anew_during_a_transfer(spawn, transport, rounds):
             before = [settled_and_held(worker) for worker in (owner, active)]
     assert active.call(roles.counters)["reloads"] == 0
     assert before is not None
-    check_flat(before, held_after(before, (owner, active), besides=("peers",)), growth=48 << 20)
+    check_flat(before, held_now(before, (owner, active), besides=("peers",)), growth=48 << 20)
 
 
 WHOLE = 4 << 20
@@ -623,7 +623,7 @@ def test_leases_that_expire_with_nobody_coming(spawn, transport, count):
     before = [settled_and_held(owner)]
     for _ in range(count // 100):
         assert owner.call(expire, 100) == {LEASE_EXPIRED: 100}
-    check_flat(before, held_after(before, [owner], besides=("peers",)), growth=32 << 20)
+    check_flat(before, held_now(before, [owner], besides=("peers",)), growth=32 << 20)
     endings.serve(owner, active)
 
 

@@ -9,7 +9,7 @@ import pytest
 from dynamo_nixl import Descriptor, MetadataError, RdmaMetadata
 
 from support import roles
-from support.held import grown, held_after, settled_and_held
+from support.held import grown, held_now, settled_and_held
 from support.memory import blank, is_pattern, pattern
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def test_many_operations(workers, total):
     move(owner, reader, WARM)
     before = [settled_and_held(worker) for worker in workers]
     move(owner, reader, total - WARM)
-    after = held_after(before, workers)
+    after = held_now(before, workers)
     check_flat(before, after)
     counters = owner.call(roles.counters)
     assert (counters["notifications_matched"], counters["notifications_unknown"]) == (total, 0)
@@ -71,7 +71,7 @@ def test_thousands_of_refusals(workers):
     before = [settled_and_held(worker) for worker in workers]
     fail(reader, metadata, REFUSALS)
     move(owner, reader, BATCH)
-    check_flat(before, held_after(before, workers))
+    check_flat(before, held_now(before, workers))
     number, metadata = owner.call(roles.expose_readable, [4096], seed=1)
     assert reader.call(roles.read, metadata, seed=1) == ("DONE", True)
     assert owner.call(roles.wait, number) == "DONE"
@@ -93,7 +93,7 @@ def test_memory_that_the_heap_gives_out_again(spawn, transport):
         assert owner.call(roles.dispose, exposed)
         if number == 1_000:
             before = [settled_and_held(worker) for worker in (owner, reader)]
-    after = held_after(before, (owner, reader))
+    after = held_now(before, (owner, reader))
     assert before is not None
     check_flat(before, after)
 

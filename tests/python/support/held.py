@@ -39,7 +39,7 @@ def settled_and_held(worker: Worker) -> tuple[Held, int]:
     return held_by(worker), worker.resident
 
 
-def held_after(
+def held_now(
     before: list[tuple[Held, int]], workers: Iterable[Worker], *, besides: tuple[str, ...] = ()
 ) -> list[tuple[Held, int]]:
     """As `settled_and_held`, once there is no more of anything than before; or what there is after a while.
