@@ -20,6 +20,8 @@ fn stage(quarantine_limit: u64) -> Stage {
     let settings = Settings {
         grace: 10 * SECOND,
         quarantine_limit,
+        // Nobody is asked in a model, so nobody would be missed.
+        keepalive: None,
         ..Settings::default()
     };
     Stage::new(OWNER, settings)
