@@ -15,7 +15,7 @@ use dynamo_nixl::settings::Settings;
 use dynamo_nixl::transport::AgentFlavor;
 use dynamo_nixl::transport::fake::{Call, Completion, Event, FakeNetwork, FakeOwner};
 use dynamo_nixl::types::{Direction, MemoryRange, OperationKey};
-use dynamo_nixl::wire::Encoding;
+use dynamo_nixl::wire::{self, Encoding};
 use support::memory::{Buffer, address_only};
 use support::{LIMIT, error_kind, eventually};
 
@@ -567,4 +567,28 @@ fn a_panic_on_a_lane_ends_every_operation_of_it() {
     assert!(reader.close(LIMIT));
     // Nobody is left who could say that the second transfer is done.
     assert!(owner.close(Duration::from_millis(100)));
+}
+
+#[test]
+fn connectors_number_their_exposures_from_a_random_number() {
+    // A word of one that was closed may lie where another's does, and must not be taken for that.
+    let network = FakeNetwork::new();
+    let remote = Buffer::patterned(64, 1);
+    let generations: Vec<u64> = (0..4)
+        .map(|number| {
+            let owner = Connector::with_factory(&format!("owner-{number}"), Settings::default(), network.factory());
+            let exposed = owner
+                .expose(Direction::Read, vec![remote.memory()], None, false)
+                .unwrap();
+            assert!(exposed.operation().wait(Phase::Started, Some(LIMIT)));
+            let envelope = wire::decode(&exposed.metadata(Encoding::Base64).unwrap()).unwrap();
+            drop(exposed);
+            assert!(owner.close(LIMIT));
+            envelope.trailer.unwrap().generation
+        })
+        .collect();
+    for (index, generation) in generations.iter().enumerate() {
+        assert!(*generation > 1 << 32, "small numbers are what other memory holds");
+        assert!(!generations[..index].contains(generation));
+    }
 }
