@@ -169,7 +169,12 @@ impl Ledger {
     /// The process of an active side is dead.
     pub(super) fn bury(&self, key: &OperationKey, id: &UserId) {
         let Some(record) = self.known(key) else { return };
-        let user = record.inner().users.remove(id);
+        let user = {
+            let mut inner = record.inner();
+            let user = inner.users.remove(id);
+            inner.has_buried |= user.is_some();
+            user
+        };
         if user.is_none() {
             return;
         }

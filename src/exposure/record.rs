@@ -91,6 +91,8 @@ pub(super) struct Inner {
     pub(super) is_complete: bool,
     /// Somebody who was at work has said that it is done, and nobody else is known.
     pub(super) is_confirmed: bool,
+    /// One that was at work has died: what it had sent may still land, whatever others say.
+    pub(super) has_buried: bool,
     /// Its holder has no use for it any more.
     is_given_up: bool,
     /// Its bytes count among those that are held.
@@ -115,6 +117,7 @@ impl Record {
                 has_ended: false,
                 is_complete: false,
                 is_confirmed: false,
+                has_buried: false,
                 is_given_up: false,
                 is_counted: false,
             }),
@@ -216,6 +219,11 @@ impl Record {
 }
 
 impl Inner {
+    /// Whether nobody is known to be at work, or to have died at it.
+    pub(super) fn is_left_alone(&self) -> bool {
+        self.users.is_empty() && !self.has_buried
+    }
+
     /// What is registered for the exposure, each range once, in NIXL's order.
     pub(super) fn ranges(&self) -> Vec<MemoryRange> {
         let ranges = self.regions.iter().map(Region::range);

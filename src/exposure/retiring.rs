@@ -52,10 +52,14 @@ impl State {
         if due.is_none_or(|due| self.grace.remove(&(due, record.generation())).is_none()) {
             return false;
         }
+        self.uncount(record);
+        true
+    }
+
+    fn uncount(&mut self, record: &Record) {
         if std::mem::take(&mut record.inner().is_counted) {
             self.grace_bytes -= record.operation().bytes_total();
         }
-        true
     }
 
     /// Nobody who is at work on it is asked any more.
@@ -73,9 +77,7 @@ impl State {
 
     /// What has left grace, or has settled, gives its memory up.
     fn let_go(&mut self, record: &Record) {
-        if std::mem::take(&mut record.inner().is_counted) {
-            self.grace_bytes -= record.operation().bytes_total();
-        }
+        self.uncount(record);
         self.ended.remove(record.operation().key());
         self.leave_alone(record);
         self.released.push_back(record.settle());
@@ -88,7 +90,7 @@ impl Ledger {
         let mut state = self.state.lock();
         let settles = {
             let inner = record.inner();
-            inner.users.is_empty() && (inner.is_complete || inner.is_confirmed)
+            inner.is_left_alone() && (inner.is_complete || inner.is_confirmed)
         };
         if state.is_abandoned {
             drop(state);
@@ -117,7 +119,7 @@ impl Ledger {
             let mut inner = record.inner();
             inner.grace_end = Some(due);
             // Those that wait for nothing but a last word do not take the place of others.
-            inner.is_counted = !(inner.is_complete && inner.users.have_completed());
+            inner.is_counted = !inner.is_complete || inner.has_buried || !inner.users.have_completed();
             if inner.is_counted {
                 state.grace_bytes += record.operation().bytes_total();
             }
@@ -142,8 +144,8 @@ impl Ledger {
         let mut state = self.state.lock();
         let is_last = {
             let mut inner = record.inner();
-            inner.is_confirmed |= inner.users.is_empty();
-            inner.users.is_empty()
+            inner.is_confirmed |= inner.is_left_alone();
+            inner.is_left_alone()
         };
         if is_last && state.take_from_grace(record) {
             state.settle_soon(record);
@@ -197,10 +199,10 @@ impl Ledger {
             }
             state.settling = early;
             for (_, record) in settled {
-                if record.inner().users.is_empty() {
+                if record.inner().is_left_alone() {
                     state.let_go(&record);
                 } else {
-                    // It was at work already, and its hello has just come.
+                    // One was at work already, and its hello has just come, and perhaps the news of its death.
                     self.hold(&mut state, &record);
                 }
             }

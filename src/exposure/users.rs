@@ -44,7 +44,7 @@ pub(super) struct User {
     is_mute: bool,
     /// Notices the death of its process, where that is possible.
     watch: Option<Watch>,
-    /// Tells of its life where that is not possible.
+    /// Tells of the life of its agent, where that is to be asked.
     pulse: Option<Pulse>,
     /// The last answer's way to it.
     answer: Option<Arc<Operation>>,
@@ -70,7 +70,7 @@ impl User {
     }
 }
 
-/// What an interval without a watch has brought.
+/// What an interval has brought.
 #[derive(Debug, Default)]
 pub(super) struct Beats {
     /// Whom to ask, of which transfer, with the nonce.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::exposure::samples::{Bench, GRACE, KEY, TRANSFER};
+use crate::exposure::users::UserId;
 use crate::operation::{Outcome, Status};
 use crate::types::{AgentName, OperationKey, TransferId};
 use crate::wire::ControlMessage;
@@ -75,6 +76,35 @@ fn whoever_found_it_open_is_heard_before_the_memory_is_free() {
         assert!(!bench.is_quiet());
         assert_eq!(bench.ledger.in_grace().0, 1);
         bench.quiet("late", OTHER);
+        bench.look();
+        assert!(bench.is_quiet());
+    }
+}
+
+#[test]
+fn the_death_of_one_keeps_the_memory_for_the_grace_whatever_another_says() {
+    for ends_well in [true, false] {
+        let mut bench = Bench::asking();
+        bench.hello("dead");
+        bench.hello_as("reader", OTHER);
+        let dead = UserId::new(&AgentName::new("dead"), TRANSFER);
+        bench.ledger.bury(&OperationKey::new(KEY), &dead);
+        assert_eq!(
+            bench.record.operation().status(),
+            Status::Initialized,
+            "the other goes on"
+        );
+        if ends_well {
+            complete(&bench, "reader");
+        } else {
+            bench.ledger.end(&bench.record, Outcome::Cancelled);
+        }
+        bench.quiet("reader", OTHER);
+        bench.look();
+        bench.look();
+        assert!(!bench.is_quiet(), "what the dead one had sent may still land");
+        assert_eq!(bench.ledger.in_grace().0, 1);
+        bench.now = Instant::now() + GRACE;
         bench.look();
         assert!(bench.is_quiet());
     }
