@@ -250,9 +250,10 @@ fn closing_in_time_is_quiet_and_past_the_deadline_pins() {
     // With the page of words that the owner's is read into.
     assert_eq!(network.registered("reader").len(), 2);
     assert!(!reader.close(LIMIT), "a second close cannot make it quiet");
-    // It waits for the reader to say that it is done, which it never will.
-    assert!(owner.close(Duration::from_millis(20)));
+    // It waits for the reader to say that it is done, which it never will, and whose process lives.
+    assert!(!owner.close(Duration::from_millis(20)));
     assert_eq!(error_kind(&exposed), Some(ErrorKind::Transfer), "told by the reader");
+    assert!(exposed.operation().never_quiet().is_some());
     assert_eq!(network.violations(), [""; 0]);
 }
 
@@ -565,8 +566,8 @@ fn a_panic_on_a_lane_ends_every_operation_of_it() {
     network.release_all();
     assert_eq!(finished(&late), Status::Complete);
     assert!(reader.close(LIMIT));
-    // Nobody is left who could say that the second transfer is done.
-    assert!(owner.close(Duration::from_millis(100)));
+    // Nobody is left who could say that the second transfer is done, and the process lives.
+    assert!(!owner.close(Duration::from_millis(100)));
 }
 
 #[test]

@@ -15,7 +15,7 @@ use dynamo_nixl::operation::{Outcome, Phase, Status};
 use dynamo_nixl::settings::Settings;
 use dynamo_nixl::transport::fake::{Call, Completion, Event, FakeNetwork};
 use dynamo_nixl::types::{Direction, ProcessId};
-use dynamo_nixl::wire::{self, Encoding, Envelope};
+use dynamo_nixl::wire::{self, ControlMessage, Encoding, Envelope, Incoming};
 
 use support::memory::Buffer;
 use support::{LIMIT, eventually};
@@ -225,6 +225,39 @@ fn with_two_transfers_the_first_that_leaves_ends_nothing() {
     bench.finish();
 }
 
+/// How often it was said that this transfer has begun.
+fn hellos(network: &FakeNetwork, transfer: &OperationHandle) -> usize {
+    network.count(|event| {
+        let Event::Notified(_, message) = event else {
+            return false;
+        };
+        let Ok(Incoming::Message { message, .. }) = ControlMessage::decode(message) else {
+            return false;
+        };
+        matches!(message, ControlMessage::Hello { operation, .. } if operation == *transfer.operation().key())
+    })
+}
+
+#[test]
+fn the_exposure_is_asked_for_once_more_behind_the_hello() {
+    let bench = Bench::read();
+    let posted = || bench.network.count(|event| matches!(event, Event::Posted { .. }));
+    for question in 1..=2 {
+        eventually("it is asked", || posted() == question && bench.network.in_flight() == 1);
+        assert_eq!(hellos(&bench.network, &bench.moving), 1);
+        assert_eq!(bench.moving.operation().bytes_done(), 0);
+        bench.network.release(1);
+    }
+    eventually("its bytes move", || posted() == 3);
+    bench.network.release(1);
+    eventually("they have moved", || {
+        bench.moving.operation().bytes_done() == BYTES as u64
+    });
+    bench.network.release_all();
+    assert_eq!(end(&bench.moving), (Status::Complete, None));
+    bench.finish();
+}
+
 #[test]
 fn only_the_transfer_that_breaks_the_connection_fails() {
     let bench = Bench::read();
@@ -272,6 +305,11 @@ fn only_the_transfer_that_breaks_the_connection_fails() {
     assert_eq!(end(other.1), (Status::Complete, None));
     let (memory, seed) = other.2;
     assert!(memory.is_patterned(seed));
+    assert_eq!(
+        hellos(&bench.network, other.0),
+        2,
+        "the first one may have been lost with the connection"
+    );
     assert_eq!(end(culprit.1), (Status::Errored, Some(ErrorKind::Transfer)));
     drop((sibling, exposed));
     bench.finish();

@@ -159,14 +159,14 @@ fn stale_metadata_is_refused_and_leaves_the_exposure_open() {
         let bench = Bench::new(Settings::default());
         let [remote, local] = [1, 2].map(|seed| Buffer::patterned(BYTES, seed));
         let exposed = bench.expose(direction, &remote);
-        // Before the first byte, and behind the last one.
-        for at in [1, 2] {
+        // Before the first byte, which is asked twice, and behind the last one.
+        for at in [1, 2, 3] {
             let when = When { at, ..When::default() };
             let stale = bench.faults.add(Effect::Stale, when);
             let refused = bench.begin(direction, &exposed, &remote, &local);
             assert!(refused.operation().wait(Phase::Finished, Some(LIMIT)));
             assert_eq!(error_kind(&refused), Some(ErrorKind::Stale));
-            assert_eq!(refused.operation().bytes_done() == 0, at == 1);
+            assert_eq!(refused.operation().bytes_done() == 0, at < 3);
             assert_eq!(stale.injected(), 1);
             assert!(refused.operation().wait(Phase::Quiet, Some(LIMIT)));
         }

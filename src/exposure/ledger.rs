@@ -320,6 +320,13 @@ impl Ledger {
         records.any(|record| record.inner().users.are_expected())
     }
 
+    /// Whether a process of this host may be at work on one of the exposures.
+    pub(crate) fn is_in_reach(&self) -> bool {
+        let state = self.state.lock();
+        let mut records = state.open.values().chain(state.ended.values());
+        records.any(|record| record.inner().users.are_living())
+    }
+
     /// How many exposures wait.
     pub(crate) fn waiting(&self) -> usize {
         self.state.lock().open.len()

@@ -81,6 +81,8 @@ pub(super) struct Inner {
     pub(super) lease_end: Option<Instant>,
     /// Until when its memory is held, once it has ended.
     pub(super) grace_end: Option<Instant>,
+    /// Since when it is.
+    pub(super) held_since: Option<Instant>,
     /// When those at work on it whose processes cannot be watched are asked next.
     pub(super) pulse_due: Option<Instant>,
     /// The sum of its bytes, where it was asked for.
@@ -111,6 +113,7 @@ impl Record {
                 exported: None,
                 lease_end,
                 grace_end: None,
+                held_since: None,
                 pulse_due: None,
                 checksum: None,
                 users: Users::default(),

@@ -25,12 +25,15 @@ impl State {
     /// has just been given up; unless nothing at all is to be held.
     fn keep_within(&mut self, limit: u64) {
         while self.grace_bytes > limit {
-            let mut counted = self.grace.iter().filter(|(_, record)| record.inner().is_counted);
-            let first = counted.next().map(|(key, _)| *key);
-            if limit > 0 && counted.next().is_none() {
+            // By when they have ended: one that is at work holds its memory from look to look.
+            let counted = || self.grace.iter().filter(|(_, record)| record.inner().is_counted);
+            let oldest = counted()
+                .min_by_key(|(_, record)| record.inner().held_since)
+                .map(|(key, _)| *key);
+            if limit > 0 && counted().nth(1).is_none() {
                 return;
             }
-            let Some(record) = first.and_then(|key| self.grace.remove(&key)) else {
+            let Some(record) = oldest.and_then(|key| self.grace.remove(&key)) else {
                 return;
             };
             self.let_go(&record);
@@ -118,6 +121,7 @@ impl Ledger {
         {
             let mut inner = record.inner();
             inner.grace_end = Some(due);
+            inner.held_since.get_or_insert_with(Instant::now);
             // Those that wait for nothing but a last word do not take the place of others.
             inner.is_counted = !inner.is_complete || inner.has_buried || !inner.users.have_completed();
             if inner.is_counted {
@@ -144,7 +148,8 @@ impl Ledger {
         let mut state = self.state.lock();
         let is_last = {
             let mut inner = record.inner();
-            inner.is_confirmed |= inner.is_left_alone();
+            // Who came and left before the end says nothing of whoever comes after.
+            inner.is_confirmed |= inner.has_ended && inner.is_left_alone();
             inner.is_left_alone()
         };
         if is_last && state.take_from_grace(record) {

@@ -25,6 +25,7 @@ pub(super) const TRANSFER: TransferId = TransferId(42);
 /// An exposure, and peers on another host.
 pub(super) struct Bench {
     pub(super) network: FakeNetwork,
+    regions: Arc<RegionTable>,
     pub(super) ledger: Arc<Ledger>,
     pub(super) record: Arc<Record>,
     /// What time it is for the ledger.
@@ -53,29 +54,33 @@ impl Bench {
         )
     }
 
+    /// So much is held beyond the end.
+    pub(super) fn limited(grace: Duration, quarantine_limit: u64) -> Self {
+        Self::with_settings(
+            None,
+            &Settings {
+                grace,
+                quarantine_limit,
+                ..Settings::default()
+            },
+        )
+    }
+
+    /// A second exposure, of as many bytes.
+    pub(super) fn another(&self, key: &str) -> Arc<Record> {
+        open(&self.ledger, &self.regions, key, None)
+    }
+
     fn with_settings(lease: Option<Duration>, settings: &Settings) -> Self {
         let network = FakeNetwork::new();
         let transport = network.agent(&AgentName::new("owner"), AgentFlavor::SharedMemoryErrors);
         let regions = RegionTable::new(transport.unwrap());
         let ledger = Arc::new(Ledger::new(settings));
         let now = Instant::now();
-        let operation = Operation::new(Direction::Read, OperationKey::new(KEY), None, 4096);
-        let record = Record::new(&operation, 1, lease.map(|lease| now + lease));
-        let range = MemoryRange {
-            kind: MemoryKind::Dram,
-            device: 0,
-            addr: Addr(1 << 20),
-            len: ByteLen(4096),
-        };
-        let memory = LocalMemory {
-            range,
-            keep_alive: None,
-        };
-        record.inner().regions.push(regions.acquire(&memory).unwrap());
-        record.inner().exported = Some(CompressedBlob::new(b"metadata").unwrap());
-        ledger.open(&record);
+        let record = open(&ledger, &regions, KEY, lease.map(|lease| now + lease));
         Self {
             network,
+            regions,
             ledger,
             record,
             now,
@@ -172,4 +177,25 @@ impl Bench {
     pub(super) fn is_quiet(&self) -> bool {
         self.record.operation().is_quiet()
     }
+}
+
+/// An exposure of 4096 bytes that a peer was told of.
+fn open(ledger: &Ledger, regions: &Arc<RegionTable>, key: &str, lease_end: Option<Instant>) -> Arc<Record> {
+    let operation = Operation::new(Direction::Read, OperationKey::new(key.to_owned()), None, 4096);
+    let generation = u64::from(crc32c::crc32c(key.as_bytes()));
+    let record = Record::new(&operation, generation, lease_end);
+    let range = MemoryRange {
+        kind: MemoryKind::Dram,
+        device: 0,
+        addr: Addr(1 << 20),
+        len: ByteLen(4096),
+    };
+    let memory = LocalMemory {
+        range,
+        keep_alive: None,
+    };
+    record.inner().regions.push(regions.acquire(&memory).unwrap());
+    record.inner().exported = Some(CompressedBlob::new(b"metadata").unwrap());
+    ledger.open(&record);
+    record
 }

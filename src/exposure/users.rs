@@ -63,10 +63,10 @@ impl User {
         self.pulse.as_ref().is_some_and(Pulse::is_lost)
     }
 
-    /// Whether its end would be noticed, and has not been: its process is watched, or it is asked whether it is there.
+    /// Whether it may be at work still: its process is watched, and not dead; or it is asked whether it is there. One that
+    /// does not answer may be frozen or cut off, and go on one day.
     fn is_in_sight(&self) -> bool {
-        let is_missed = self.watch.is_some() || self.pulse.is_some();
-        is_missed && !self.is_mute && !self.is_lost()
+        self.watch.is_some() || (self.pulse.is_some() && !self.is_mute)
     }
 }
 
@@ -146,9 +146,17 @@ impl Users {
         !self.0.is_empty() && self.0.iter().all(|user| user.is_never_quiet)
     }
 
-    /// Whether one is known that is not done, and not lost.
+    /// Whether one is known that will say that it is done, and has not.
     pub(super) fn are_expected(&self) -> bool {
-        self.0.iter().any(|user| !user.is_lost() && !user.has_completed)
+        self.0
+            .iter()
+            .any(|user| !user.is_lost() && !user.has_completed && !user.is_never_quiet)
+    }
+
+    /// Whether one may be at work whose process lives on this host. It may write without asking anybody here, also when the
+    /// agent is gone.
+    pub(super) fn are_living(&self) -> bool {
+        self.0.iter().any(|user| user.watch.is_some() && !user.has_completed)
     }
 
     /// Whether any is to be asked whether it is there.
@@ -235,7 +243,7 @@ impl Users {
 
     /// Whether a transfer is under way whose end will be noticed: its process is watched, and it runs; or it answers.
     pub(super) fn are_at_work(&self) -> bool {
-        let runs = |user: &User| user.watch.is_some() && user.is_in_sight() && !is_stopped(&user.process);
+        let runs = |user: &User| user.watch.is_some() && !user.is_lost() && !is_stopped(&user.process);
         let answers = |user: &User| user.watch.is_none() && user.pulse.as_ref().is_some_and(Pulse::is_answering);
         self.0
             .iter()

@@ -112,17 +112,21 @@ fn is_absent(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || Errno::from_io_error(error) == Some(Errno::SRCH)
 }
 
-/// The pid namespace among all of all kernels that run.
+/// The pid namespace among all of all kernels that run, together with the time namespace: /proc tells the start of a process
+/// by the clock of whoever reads it.
 fn host() -> Option<u32> {
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-    let namespace = fs::metadata("/proc/self/ns/pid").ok()?.ino();
-    Some(host_of(boot.trim_end(), namespace))
+    let pids = fs::metadata("/proc/self/ns/pid").ok()?.ino();
+    // A kernel without it has one clock.
+    let time = fs::metadata("/proc/self/ns/time").map_or(0, |namespace| namespace.ino());
+    Some(host_of(boot.trim_end(), pids, time))
 }
 
-fn host_of(boot: &str, namespace: u64) -> u32 {
+fn host_of(boot: &str, pids: u64, time: u64) -> u32 {
     let mut crc = flate2::Crc::new();
     crc.update(boot.as_bytes());
-    crc.update(&namespace.to_le_bytes());
+    crc.update(&pids.to_le_bytes());
+    crc.update(&time.to_le_bytes());
     crc.sum()
 }
 

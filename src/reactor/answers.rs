@@ -1,4 +1,4 @@
-//! How many pings of one peer are answered: what it may have us send, without ever reading it.
+//! How many pings of one peer are answered that are about nothing: what it may have us send, without ever reading it.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};

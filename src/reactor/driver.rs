@@ -272,7 +272,8 @@ fn end(opened: &Opened) -> bool {
     let Some(state) = opened.state.lock().take() else {
         return true;
     };
-    if state.is_quiet() {
+    let is_in_reach = opened.ledger.is_in_reach();
+    if state.is_quiet() && !is_in_reach {
         drop(state);
         opened.ledger.end_all();
         opened.words.close();
@@ -281,7 +282,8 @@ fn end(opened: &Opened) -> bool {
     } else {
         tracing::warn!(
             transfers = state.transfers(),
-            "a lane was closed with transfers in flight; their memory stays pinned"
+            is_in_reach,
+            "a lane was closed with transfers in flight, its own or a peer's; their memory stays pinned"
         );
         state.leak();
         false

@@ -255,7 +255,8 @@ impl LaneState {
     /// A peer asks whether a transfer is under way, or takes one for it that is not. Nobody is loaded for an answer.
     fn answer(&mut self, notice: &Notice, nonce: Option<u64>, is_known: bool, now: Instant) {
         let peer = &notice.sender;
-        if self.resources.peers.is_lost(peer) || !self.answers.admit(peer, now) {
+        // Pings of what is under way are no more than that; others could come in any number.
+        if self.resources.peers.is_lost(peer) || !(is_known || self.answers.admit(peer, now)) {
             return;
         }
         let (operation, transfer) = (&notice.operation, notice.transfer);

@@ -15,6 +15,7 @@ import pytest
 from dynamo_nixl import Descriptor
 
 from support import endings, roles
+from support.aborts import again_where_ucx_aborts
 from support.endings import DONE, FAILED, HUGE, LEASE_EXPIRED, PEER_LOST, TIMED_OUT, End
 from support.fixtures import TRANSPORTS
 from support.held import grown, held_by
@@ -109,7 +110,7 @@ SHORT: dict[tuple[str, str], tuple[str, str]] = {
 """The cell of each row that `make test` runs: all events, both transports."""
 
 
-# Over TCP UCX now and then aborts an owner whose reader dies while replies to it are queued, see `test_peers`.
+# Where UCX would abort the owner now and then, see `support.aborts`, and the test would be run anew.
 SHORT["reader", "unnotified"] = ("kill", "default")
 SHORT["owner of readable", "begin"] = ("kill", "tcp")
 
@@ -247,6 +248,7 @@ def idle(cell: Cell) -> None:
 
 
 @pytest.mark.parametrize(("victim", "moment", "event", "transport"), cells())
+@again_where_ucx_aborts
 def test_a_peer_that_goes(spawn, victim, moment, event, transport):
     cell = Cell(spawn, victim, event, transport)
     end = {"unused": unused, "begin": begin, "transfer": transfer, "unnotified": unnotified, "idle": idle}[moment](cell)

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from support import flight, namespaces, roles
+from support.aborts import again_where_ucx_aborts
 from support.outages import (
     DATAGRAMS,
     LATE,
@@ -247,6 +248,7 @@ def test_an_owner_killed_behind_a_cut(wire, at_ends, spawn, way):
 # Reads are not in `make test`: now and then UCX aborts an owner whose reader is killed ("unexpected error: Endpoint
 # timeout"), with a cut and without one; see test_peers.py.
 @each_way()
+@again_where_ucx_aborts
 def test_an_active_side_killed_behind_a_cut(wire, at_ends, spawn, way):
     owner, active = at_ends(wire, PATIENT)
     number, _ = catch(wire, owner, active, way)
@@ -274,8 +276,12 @@ def test_an_unknown_owner_killed_behind_a_cut(wire, at_ends, spawn, way):
 
 @pytest.mark.parametrize("state", [case("cut", short=True), case("whole", short=False)])
 @each_way(("veth", "write"))
+@again_where_ucx_aborts
 def test_an_unknown_active_side_killed(wire, at_ends, spawn, way, state):
-    """Nobody watches it and it does not answer, so that the exposure ends with its lease."""
+    """Nobody watches it and it does not answer, so that the exposure ends with its lease.
+
+    Nobody can tell that it is dead either: the memory stays, as far as the limit allows.
+    """
     owner, active = at_ends(
         wire, SHORT | {"DYNAMO_NIXL_LEASE": "3", "DYNAMO_NIXL_KEEPALIVE": "1"}, foreign_pids=("active",)
     )
@@ -284,7 +290,8 @@ def test_an_unknown_active_side_killed(wire, at_ends, spawn, way, state):
     if state == "whole":
         wire.mend()
     fails_in_time(owner, number, "LeaseExpiredError", limit=3)
-    owner.call(wait_quiesced, number)
+    time.sleep(2 * float(SHORT["DYNAMO_NIXL_GRACE"]))
+    assert not owner.call(is_quiesced, number)
     if state == "cut":
         wire.mend()
     goes_on(owner, spawn(namespaces.TCP | SHORT, prefix=wire.at(1)))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from support import flight, roles
+from support import endings, flight, roles
+from support.aborts import again_where_ucx_aborts
+from support.endings import PEER_LOST
 from support.flight import TCP
 
 pytestmark = pytest.mark.nixl
@@ -115,16 +117,15 @@ def test_a_killed_owner_comes_back_under_its_name(spawn, transport, notices):
     serve_once(again, reader)
 
 
-# Not in `make test`: now and then UCX aborts the owner. A reply that is queued when the endpoint fails is tried on the
-# failed endpoint, and the status which that gives, "Endpoint timeout", is one that ucp_request.inl calls fatal.
 @pytest.mark.long
+@again_where_ucx_aborts
 def test_a_reader_killed_during_its_read_leaves_the_owner_working(spawn):
     owner, doomed = spawn(TCP, loses_peers=True), spawn(TCP)
     number, _ = flight.catch_read(owner, doomed)
     doomed.kill()
     owner.resume()
     serve_once(owner, spawn(TCP))
-    assert owner.call(roles.status, number) == "INIT"
+    assert owner.call(endings.ended, number) == PEER_LOST
     owner.call(roles.dispose, number)
     owner.call(roles.settled)
 

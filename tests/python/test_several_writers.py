@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import numpy as np
@@ -18,6 +19,7 @@ MIB = 1 << 20
 SIZE = 64 * MIB
 """Many pieces, of which some are held up."""
 HELD_UP = 2
+MOST_CANCELLED = 400
 CANARY = 0x5A
 HESITATION = 0.3
 """Seconds in which an owner would have taken its memory for quiesced, had it meant to."""
@@ -70,7 +72,11 @@ def test_the_owner_is_stopped_while_one_gives_up_and_another_begins(spawn, trans
         endings.serve(owner, writer)
     number, metadata = owner.call(endings.expose, "write", SIZE)
     early = first.call(begin_and_hold_up, metadata)
-    late = second.call(begin_and_hold_up, metadata) if order == "before" else None
+    late = None
+    if order == "before":
+        heard = owner.call(endings.messages)
+        late = second.call(begin_and_hold_up, metadata)
+        owner.call(endings.hears, heard)
     owner.pause()
     assert first.call(endings.cancel, early) == "STOP"
     first.call(let_go)
@@ -83,11 +89,13 @@ def test_the_owner_is_stopped_while_one_gives_up_and_another_begins(spawn, trans
         assert not owner.call(endings.is_quiesced, number)
         second.call(let_go)
     watching = owner.start(put_canary_when_quiesced, number)
-    # Without the first one's word, the second finds an open exposure; with it, none.
-    end = second.call(endings.ended, late) if late is not None else attempting.result()
-    assert end in ([DONE] if order == "before" else [DONE, CANCELLED_BY_PEER])
+    if late is not None:
+        assert second.call(endings.ended, late) == owner.call(endings.ended, number) == DONE
+    else:
+        # Which of the two the owner hears first is open.
+        assert attempting.result() in (DONE, CANCELLED_BY_PEER)
+        assert owner.call(endings.ended, number) in (DONE, CANCELLED_BY_PEER)
     watching.result()
-    assert owner.call(endings.ended, number) == end
     owner.call(endings.still, HESITATION)
     assert owner.call(has_canary, number)
 
@@ -120,3 +128,61 @@ async def put_canary_when_quiesced(here, number):
 async def has_canary(here, number):
     _, (array,) = here.kept[number]
     return bool(np.all(array == CANARY))
+
+
+@pytest.mark.parametrize("how", ["complete", "cancel"])
+@pytest.mark.parametrize("turn", [0, *(pytest.param(turn, marks=pytest.mark.long) for turn in range(1, 6))])
+def test_the_owner_is_stopped_and_can_be_told_nothing_more(spawn, how, turn):
+    """What waits for it in shared memory fills up, so that a hello stays behind with its sender.
+
+    The word of a stopped owner can be read all the same, and says that the exposure is open. That is worth something
+    only where the hello has left.
+    """
+    owner, first, second, talker = spawn(PATIENT), spawn(), spawn(), spawn()
+    for writer in (first, second):
+        writer.call(use_faults)
+    for writer in (first, second, talker):
+        endings.serve(owner, writer)
+    number, metadata = owner.call(endings.expose, "write", SIZE)
+    _, others = owner.call(endings.expose, "write", MIB)
+    early = first.call(begin_and_hold_up, metadata)
+    owner.pause()
+    if how == "cancel":
+        assert first.call(endings.cancel, early) == "STOP"
+    first.call(let_go)
+    first.call(endings.still, HESITATION)
+    talker.call(begin_and_cancel_until_nothing_leaves, others)
+    late = second.call(begin_held_up, metadata)
+    owner.resume()
+    watching = owner.start(put_canary_when_quiesced, number)
+    owner.call(endings.still, HESITATION)
+    second.call(let_go)
+    second.call(endings.ended, late)
+    watching.result()
+    owner.call(endings.still, HESITATION)
+    assert owner.call(has_canary, number)
+    # Whose conversation is still under way does not hold them up.
+    for worker in (first, second, talker):
+        worker.call(endings.close, 1.0)
+
+
+async def begin_and_cancel_until_nothing_leaves(here, metadata):
+    """Each has three messages for the owner: that it begins, that it ends, and that it is quiet."""
+    for _ in range(MOST_CANCELLED):
+        number = await endings.begin(here, metadata)
+        operation, _ = here.kept.pop(number)
+        operation.cancel()
+        try:
+            async with asyncio.timeout(1):
+                await operation.wait_quiesced()
+        except TimeoutError:
+            return
+    raise AssertionError("the owner's memory for messages has no end")
+
+
+async def begin_held_up(here, metadata):
+    """Begin a write of which no piece ends until `let_go`."""
+    here.kept["faults"].stall(count=None)
+    number = await endings.begin(here, metadata)
+    await asyncio.sleep(HESITATION)
+    return number

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::Transfer;
+use super::{Purpose, Stage, Transfer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exposure::{Letter, News, Notice, reason_of};
 use crate::operation::Outcome;
@@ -49,6 +49,11 @@ impl Courtesy {
         self.unsent.clear();
     }
 
+    /// The owner may not have heard who moves its bytes.
+    pub(super) fn forget_greeting(&mut self) {
+        self.has_greeted = false;
+    }
+
     /// There is nobody left to be told.
     pub(super) fn forget_unsent(&mut self) {
         self.unsent.clear();
@@ -73,6 +78,7 @@ impl Transfer {
         if !self.introduce(resources) {
             return;
         }
+        self.check_again();
         let Some(process) = self.owner_process() else { return };
         let (operation, peer) = (Arc::downgrade(&self.operation), self.remote.agent().clone());
         self.courtesy.watch = process::watch(process, move || {
@@ -80,6 +86,16 @@ impl Transfer {
                 operation.finish(Outcome::Failed(lost().with_context("peer", peer)));
             }
         });
+    }
+
+    /// An open exposure is one that was found open behind the hello: its owner then knows of the transfer when it ends.
+    fn check_again(&mut self) {
+        let is_checking = self.in_flight.iter().filter(|flight| flight.purpose == Purpose::Check);
+        let asked_before = is_checking.count();
+        if let (Stage::Checking | Stage::Moving, Some(validity)) = (self.stage, &mut self.validity) {
+            validity.note_hello(asked_before);
+            self.stage = Stage::Checking;
+        }
     }
 
     /// Tells the owner who moves its bytes. False where it would not understand.
@@ -191,10 +207,16 @@ impl Transfer {
             return;
         }
         match &notice.news {
+            // Perhaps it is this one that has completed it. The answer to the last question tells.
+            News::Ended(error) if error.kind() == ErrorKind::Stale && self.is_sealing() => {}
             News::Ended(error) => self.abandon(Outcome::of(self.detailed(error.clone()))),
             News::Pong(nonce) => self.note_answer(*nonce),
             News::Ping(..) => {}
         }
+    }
+
+    fn is_sealing(&self) -> bool {
+        self.stage == Stage::Sealing && !self.in_flight.is_empty()
     }
 
     /// # Errors

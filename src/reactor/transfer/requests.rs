@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::validity::Validity;
 use super::{Flight, Purpose, Stage, Transfer, WINDOW};
 use crate::checksum::SLICE;
 use crate::descriptor::Piece;
@@ -51,7 +52,11 @@ impl Transfer {
             (_, Err(error)) => {
                 self.operation.finish(Outcome::of(self.detailed(error)));
             }
-            (Purpose::Check, Ok(())) => self.stage = Stage::Moving,
+            (Purpose::Check, Ok(())) => {
+                if self.validity.as_mut().is_none_or(Validity::note_answer) {
+                    self.stage = Stage::Moving;
+                }
+            }
             (Purpose::Seal, Ok(())) => self.complete(),
             (Purpose::Move, Ok(())) => {}
         }
@@ -243,6 +248,8 @@ impl Transfer {
                 }
             }
             resources.peers.end_use(self.remote.agent());
+            // A hello may have been lost with the connection.
+            self.courtesy.forget_greeting();
             let left = self.again.iter().map(|piece| piece.remote.clone());
             let mut ahead = self.cursor.clone();
             let left = left.chain(std::iter::from_fn(|| ahead.next_piece()).map(|piece| piece.remote));

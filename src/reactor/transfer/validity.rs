@@ -12,6 +12,8 @@ pub(super) struct Validity {
     remote: MemoryRange,
     generation: u64,
     local: Option<Word>,
+    /// How often to ask before a byte moves.
+    questions: u32,
 }
 
 impl Validity {
@@ -22,7 +24,20 @@ impl Validity {
             remote,
             generation,
             local: None,
+            questions: 1,
         })
+    }
+
+    /// The owner has been sent a hello. A request ends when all has left that was sent to the peer before it, so the end of
+    /// one question says that the hello has, and only the next one is asked behind it.
+    pub(super) fn note_hello(&mut self, asked_before: usize) {
+        self.questions = 2 + u32::try_from(asked_before).unwrap_or(u32::MAX - 2);
+    }
+
+    /// A question was answered well. Whether it was the last one before the first byte.
+    pub(super) fn note_answer(&mut self) -> bool {
+        self.questions = self.questions.saturating_sub(1);
+        self.questions == 0
     }
 
     pub(super) fn remote(&self) -> MemoryRange {

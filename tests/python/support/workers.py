@@ -54,6 +54,10 @@ class CallFailedError(AssertionError):
 class WorkerDiedError(AssertionError):
     """A worker ended, or had to be ended, before it answered."""
 
+    def __init__(self, worker: Worker, text: str) -> None:
+        super().__init__(text)
+        self.worker = worker
+
 
 def environment(extra: Mapping[str, str]) -> dict[str, str]:
     """The environment of a child: ours without what steers NIXL, UCX or this package, and `extra`."""
@@ -149,7 +153,7 @@ class Worker:
         try:
             self._connection.sendall(_HEADER.pack(len(message)) + message)
         except OSError:
-            raise WorkerDiedError(self._obituary()) from None
+            raise WorkerDiedError(self, self._obituary()) from None
         return Call(self, self._calls)
 
     def call(self, function: Callable[..., Any], /, *args: Any, limit: float = LIMIT, **kwargs: Any) -> Any:
@@ -209,9 +213,9 @@ class Worker:
                 answered, *answer = pickle.loads(self._receive(size))
             except TimeoutError:
                 self._abort()
-                raise WorkerDiedError(f"no answer within {limit:g} s; {self._obituary()}") from None
+                raise WorkerDiedError(self, f"no answer within {limit:g} s; {self._obituary()}") from None
             except (EOFError, OSError):
-                raise WorkerDiedError(self._obituary()) from None
+                raise WorkerDiedError(self, self._obituary()) from None
             self._answers[answered] = (answer[0], answer[1])
         succeeded, value = self._answers.pop(number)
         if not succeeded:
