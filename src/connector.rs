@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use crate::sync::lock::Mutex;
 
 use crate::descriptor::{TransferPlan, check_side};
 use crate::error::{Error, ErrorKind, Result};
@@ -13,7 +13,7 @@ use crate::exposure::{Exposure, Terms};
 use crate::handle::{OperationHandle, Side};
 use crate::operation::Operation;
 use crate::peer::RemoteMetadata;
-use crate::process::{self, Origin};
+use crate::process::{self, Origin, PerProcess};
 use crate::reactor::closing::{Closing, ClosingOrder};
 use crate::reactor::lane::Lane;
 use crate::reactor::state::closed;
@@ -21,7 +21,7 @@ use crate::reactor::transfer::{Limits, Transfer};
 use crate::region::{KeepAlive, LocalMemory, Region};
 use crate::settings::{LONGEST, Settings};
 use crate::thread;
-use crate::transport::{AgentFlavor, TransportFactory, nixl};
+use crate::transport::{AgentFlavor, TransportFactory, loader, nixl};
 use crate::types::{AgentName, Direction, MemoryRange, OperationKey};
 use crate::wire::limits;
 
@@ -29,7 +29,7 @@ use crate::wire::limits;
 const ORPHAN_GRACE: Duration = Duration::from_secs(10);
 
 /// Every connector of this process that still exists, for [`shutdown`].
-static CONNECTORS: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
+static CONNECTORS: PerProcess<Mutex<Vec<Weak<Inner>>>> = PerProcess::new();
 
 /// A connector: exposes memory, and moves bytes to and from memory that others expose.
 ///
@@ -139,7 +139,7 @@ impl Connector {
             generation: AtomicU64::new(uuid::Uuid::new_v4().as_u64_pair().0),
             unknown_fields: AtomicU64::new(0),
         });
-        let mut connectors = CONNECTORS.lock();
+        let mut connectors = CONNECTORS.here().lock();
         connectors.retain(|connector| connector.strong_count() > 0);
         connectors.push(Arc::downgrade(&inner));
         Self { inner }
@@ -160,7 +160,7 @@ impl Connector {
     /// Whether this process may use the connector.
     ///
     /// # Errors
-    /// [`ErrorKind::Forked`] in a process that was forked off one that had used NIXL.
+    /// [`ErrorKind::Forked`] in a child that inherited the connector.
     pub fn check_process(&self) -> Result<()> {
         self.inner.refuse_forked()
     }
@@ -535,7 +535,7 @@ fn close_lanes(lanes: &[Arc<Lane>], deadline: Instant) -> bool {
 /// Closes every connector of this process, waits for every lane that outlived its connector, and forgets every
 /// [`process::watch`]. For the process's exit: afterwards no thread of ours runs NIXL. True where everything was quiet.
 pub fn shutdown(timeout: Duration) -> bool {
-    let connectors = std::mem::take(&mut *CONNECTORS.lock());
+    let connectors = std::mem::take(&mut *CONNECTORS.here().lock());
     let connectors = connectors.iter().filter_map(Weak::upgrade);
     let lanes: Vec<Arc<Lane>> = connectors.flat_map(|connector| connector.refuse_more()).collect();
     let deadline = deadline(timeout);
@@ -543,5 +543,6 @@ pub fn shutdown(timeout: Duration) -> bool {
     // Behind the lanes, whose last operations may still want to know whether a peer lives.
     process::end_watches();
     thread::join_orphans(deadline + ORPHAN_GRACE);
+    loader::forget_files();
     quiet
 }

@@ -33,7 +33,7 @@ pub enum ErrorKind {
     Integrity,
     /// Too much memory is still pinned by transfers with the peer that have ended otherwise (`QuarantineFullError`).
     QuarantineFull,
-    /// The object was inherited by a forked child (`ForkedError`).
+    /// The object was inherited by a forked child, or no NIXL of its own can be made for it (`ForkedError`).
     Forked,
     /// The connector was closed (`ConnectorClosedError`).
     Closed,

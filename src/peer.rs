@@ -12,7 +12,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use parking_lot::Mutex;
+use crate::sync::lock::Mutex;
 
 use self::loaded::{Loaded, Stale};
 pub use self::metadata::RemoteMetadata;
@@ -60,7 +60,7 @@ pub struct PeerTable {
 }
 
 /// The names that an agent can or may not be able to load any more, shared with whoever chooses between agents.
-pub type RefusedNames = Arc<Mutex<HashSet<AgentName>>>;
+pub(crate) type RefusedNames = Arc<Mutex<HashSet<AgentName>>>;
 
 #[derive(Debug)]
 struct Peer {
@@ -104,7 +104,7 @@ pub struct Wanted<'transfer> {
 impl PeerTable {
     /// An empty table that notes refused names in `refused`.
     #[must_use]
-    pub fn new(refused: RefusedNames) -> Self {
+    pub(crate) fn new(refused: RefusedNames) -> Self {
         Self {
             refused,
             ..Self::default()

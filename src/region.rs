@@ -358,7 +358,7 @@ impl Region {
     /// Whether the registration stands; it does until the connector is closed.
     #[must_use]
     pub fn is_registered(&self) -> bool {
-        self.table.is_registered(&self.range)
+        self.table.origin.is_here() && self.table.is_registered(&self.range)
     }
 }
 

@@ -4,9 +4,10 @@ use std::cell::Cell;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use crate::sync::lock::Mutex;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::process::PerProcess;
 
 thread_local! {
     static IS_OURS: Cell<bool> = const { Cell::new(false) };
@@ -20,7 +21,7 @@ pub(crate) fn is_ours() -> bool {
 
 /// Threads whose owner is gone. They end on their own; joining them keeps the process's exit from tearing NIXL down
 /// under a thread that still destroys an agent.
-static ORPHANS: Mutex<Vec<JoinHandle<()>>> = Mutex::new(Vec::new());
+static ORPHANS: PerProcess<Mutex<Vec<JoinHandle<()>>>> = PerProcess::new();
 
 /// Starts a thread of the core's.
 ///
@@ -45,7 +46,7 @@ pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<
 
 /// Takes over a thread whose owner cannot wait for it.
 pub(crate) fn adopt(thread: JoinHandle<()>) {
-    let mut orphans = ORPHANS.lock();
+    let mut orphans = ORPHANS.here().lock();
     orphans.retain(|orphan| !orphan.is_finished());
     orphans.push(thread);
 }
@@ -54,7 +55,7 @@ pub(crate) fn adopt(thread: JoinHandle<()>) {
 /// behind, rather than holding up the process's exit.
 pub(crate) fn join_orphans(deadline: Instant) {
     const LOOK: Duration = Duration::from_millis(1);
-    let mut orphans = std::mem::take(&mut *ORPHANS.lock());
+    let mut orphans = std::mem::take(&mut *ORPHANS.here().lock());
     while Instant::now() < deadline && orphans.iter().any(|orphan| !orphan.is_finished()) {
         std::thread::sleep(LOOK);
     }

@@ -67,8 +67,17 @@ class Load(NamedTuple):
     """UCX's base library, if it was in this process before: what the environment says was read by then."""
 
 
-_lock: Final = threading.Lock()
+_lock = threading.Lock()
 _load: Load | None = None
+
+
+def _renew_lock() -> None:
+    """In a forked child; what was loaded stays."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 def is_loaded() -> bool:

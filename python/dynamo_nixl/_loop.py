@@ -7,9 +7,10 @@ somewhere, and that the loop watches like any socket. Nothing here polls or slee
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
 
 from . import _core
@@ -19,11 +20,21 @@ if TYPE_CHECKING:
 
 _Result = TypeVar("_Result")
 
-_hubs: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, _core.Hub]] = WeakKeyDictionary()
-_hubs_lock: Final = threading.Lock()
+_hubs: WeakKeyDictionary[asyncio.AbstractEventLoop, _core.Hub] = WeakKeyDictionary()
+_hubs_lock = threading.Lock()
 
-_running: Final[dict[Callable[[], None], Future[BaseException | None]]] = {}
-_running_lock: Final = threading.RLock()
+_running: dict[Callable[[], None], Future[BaseException | None]] = {}
+_running_lock = threading.RLock()
+
+
+def _forget_parent() -> None:
+    """In a forked child: these hubs' eventfds are its parent's, too, and these futures' threads do not exist."""
+    global _hubs, _hubs_lock, _running, _running_lock
+    _hubs, _hubs_lock = WeakKeyDictionary(), threading.Lock()
+    _running, _running_lock = {}, threading.RLock()
+
+
+os.register_at_fork(after_in_child=_forget_parent)
 
 
 async def wait(operation: _core.Operation, phase: int, timeout: float | None = None) -> None:

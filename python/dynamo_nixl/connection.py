@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import math
+import os
+import sys
 import threading
 from importlib import import_module
 from typing import Final
@@ -11,13 +13,15 @@ from weakref import ref
 
 import dynamo_nixl
 
-from . import _core, _loop
+from . import _core, _fork, _loop
 
 EXIT_PATIENCE: Final = 5.0
 """Seconds that the end of the interpreter waits for transfers in flight."""
 
 
 _NO_LIMIT: Final = 2**64 - 1
+_LAST: Final = -100
+"""Among multiprocessing's finalizers, of which those for queues and pools have higher numbers."""
 
 
 class Connection:
@@ -185,8 +189,17 @@ def _prepare() -> None:
     ensure_loaded()
 
 
-_exit_lock: Final = threading.Lock()
+_exit_lock = threading.Lock()
 _exit_is_arranged = False
+
+
+def _forget_arrangement() -> None:
+    """In a forked child, whose process may end in another way than its parent's."""
+    global _exit_lock, _exit_is_arranged
+    _exit_lock, _exit_is_arranged = threading.Lock(), False
+
+
+os.register_at_fork(after_in_child=_forget_arrangement)
 
 
 def _close_at_exit() -> None:
@@ -194,5 +207,10 @@ def _close_at_exit() -> None:
     global _exit_is_arranged
     with _exit_lock:
         if not _exit_is_arranged:
+            # Again in a child, where multiprocessing may have cleared it. A second call does nothing.
             atexit.register(_core.shutdown, EXIT_PATIENCE)
+            # What multiprocessing has forked off leaves by os._exit, up to CPython 3.12 without looking there.
+            util = sys.modules.get("multiprocessing.util")
+            if _fork.generation() > 0 and util is not None:
+                util.Finalize(None, _core.shutdown, args=(EXIT_PATIENCE,), exitpriority=_LAST)
             _exit_is_arranged = True

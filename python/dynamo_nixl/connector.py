@@ -12,7 +12,7 @@ from weakref import ref
 
 import dynamo_nixl
 
-from . import _loop
+from . import _fork, _loop
 from ._pairing import check_remote_metadata, local_descriptors_of
 from ._settings import DEFAULT, Default, Seconds, Settings, seconds
 from .connection import EXIT_PATIENCE, Connection
@@ -124,6 +124,7 @@ class Connector:
         # Also those that a subclass or a worker made by itself, in order to close them.
         self._connections: set[ref[Connection]] = set()
         self._is_closed = False
+        self._generation = _fork.generation()
         self._faults: _core.Faults | None = None
 
     @property
@@ -187,6 +188,9 @@ class Connector:
 
     def _close(self) -> list[Connection]:
         """Take nothing new. Returns what is to be closed."""
+        if self._generation != _fork.generation():
+            # A thread of the parent may have held the lock, and nothing here is this process's.
+            return []
         with self._connection_lock:
             self._is_closed = True
             # The copy is made in one go, unlike that of a WeakSet, to which a finaliser may add meanwhile.
@@ -428,6 +432,7 @@ class Connector:
 
     def _own_connection(self) -> Connection:
         """Get the one connection of this connector, opened or not."""
+        _fork.refuse(self._generation)
         with self._connection_lock:
             self._refuse_closed()
             connection = self._shared_connection

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -23,8 +24,17 @@ ADDRESS_END: Final = 1 << 64
 _NOWHERE: Final = 0x1000
 """Stands for the address of nothing; it is never followed."""
 
-_users_lock: Final = threading.RLock()
+_users_lock = threading.RLock()
 """For all descriptors: a set must not grow while it is gone through, and that is over in a microsecond."""
+
+
+def _renew_lock() -> None:
+    """In a forked child."""
+    global _users_lock
+    _users_lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 class Descriptor:

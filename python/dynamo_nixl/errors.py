@@ -82,4 +82,7 @@ class QuarantineFullError(TransferError):
 
 
 class ForkedError(NixlConnectError):
-    """The object was made before this process was forked off, and is of no use here."""
+    """The object was made before this process was forked off, and is of no use here: make a new connector.
+
+    Also raised by a new one, where no copy of NIXL can be made for this process: the message says why.
+    """

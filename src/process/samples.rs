@@ -82,7 +82,7 @@ pub(super) fn signal_to(pid: u32, signal: Signal) {
 }
 
 /// Runs `body` in a forked child; whether it returned there.
-pub(super) fn in_child(body: impl FnOnce()) -> bool {
+pub(crate) fn in_child(body: impl FnOnce()) -> bool {
     let pid = fork(body);
     let status = waitpid(Some(pid_of(pid)), WaitOptions::empty()).unwrap().unwrap().1;
     status.exit_status() == Some(0)

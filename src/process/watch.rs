@@ -8,19 +8,17 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicPtr, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use parking_lot::{Mutex, MutexGuard};
+use crate::sync::lock::{Mutex, MutexGuard};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::Origin;
 use super::identity::{Liveness, liveness};
+use super::{Origin, PerProcess};
 use crate::thread;
 use crate::types::ProcessId;
 
@@ -39,12 +37,12 @@ type Action = Box<dyn FnOnce() + Send>;
 /// `None` where nothing can be said about the process ([`Liveness::Elsewhere`]), or where the system refuses a pidfd or
 /// what the thread needs; then `on_death` is dropped without being called.
 pub fn watch(process: ProcessId, on_death: impl FnOnce() + Send + 'static) -> Option<Watch> {
-    Watcher::here().add(process, Box::new(on_death))
+    WATCHER.here().add(process, Box::new(on_death))
 }
 
 /// Forgets every watch and ends the thread, which is joined with those of the lanes.
 pub(crate) fn end() {
-    if let Some(watcher) = Watcher::existing() {
+    if let Some(watcher) = WATCHER.existing() {
         watcher.end();
     }
 }
@@ -116,35 +114,19 @@ enum Found {
     Alive(OwnedFd),
 }
 
-/// The watches of the process that has asked last. Left alone by a forked child, which makes its own: the lock may have
-/// been held when it was forked off, and nobody would ever release it.
-static WATCHER: AtomicPtr<Watcher> = AtomicPtr::new(ptr::null_mut());
+/// The watches of this process.
+static WATCHER: PerProcess<Watcher> = PerProcess::new();
 
-impl Watcher {
-    /// This process's, if it has any.
-    fn existing() -> Option<&'static Self> {
-        // SAFETY: The pointer is null or comes from `Box::leak` in `here`, the only place that stores one: what it points
-        // to was whole before it was stored (Release, Acquire), is only ever shared, and is never freed.
-        let watcher = unsafe { WATCHER.load(Ordering::Acquire).as_ref() };
-        watcher.filter(|watcher| watcher.origin.is_here())
-    }
-
-    /// This process's.
-    fn here() -> &'static Self {
-        loop {
-            let seen = WATCHER.load(Ordering::Acquire);
-            if let Some(watcher) = Self::existing() {
-                return watcher;
-            }
-            let fresh: *mut Self = Box::leak(Box::new(Self {
-                origin: Origin::here(),
-                state: Mutex::default(),
-            }));
-            // Where another thread was faster, these few bytes are lost: once in the life of a process, at most.
-            let _ = WATCHER.compare_exchange(seen, fresh, Ordering::AcqRel, Ordering::Acquire);
+impl Default for Watcher {
+    fn default() -> Self {
+        Self {
+            origin: Origin::here(),
+            state: Mutex::default(),
         }
     }
+}
 
+impl Watcher {
     fn add(&'static self, process: ProcessId, action: Action) -> Option<Watch> {
         let mut state = self.state.lock();
         let mut found = None;

@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use parking_lot::{Condvar, Mutex};
+use crate::sync::lock::{Condvar, Mutex};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3_async_runtimes::TaskLocals;
@@ -19,22 +19,18 @@ use pyo3_async_runtimes::generic::{self, ContextExt, JoinError, Runtime};
 
 use super::errors::to_exception;
 use crate::error::{Error, ErrorKind};
+use crate::process::PerProcess;
 
 /// What is under way.
-static PENDING: Pending = Pending {
-    state: Mutex::new(State {
-        count: 0,
-        is_shut: false,
-        is_abandoned: false,
-    }),
-    changed: Condvar::new(),
-};
+static PENDING: PerProcess<Pending> = PerProcess::new();
 
+#[derive(Default)]
 struct Pending {
     state: Mutex<State>,
     changed: Condvar,
 }
 
+#[derive(Default)]
 struct State {
     count: usize,
     /// The interpreter ends: nothing more is begun.
@@ -55,7 +51,7 @@ where
     let locals = generic::get_current_locals::<Asyncio>(py)?;
     let event_loop = locals.event_loop(py).unbind();
     {
-        let mut state = PENDING.state.lock();
+        let mut state = PENDING.here().state.lock();
         if state.is_shut {
             let error = Error::new(ErrorKind::Closed, "open connector", "the interpreter is exiting");
             return Err(to_exception(py, &error));
@@ -75,11 +71,11 @@ where
             return result;
         }
         // Nobody can receive it. pyo3-async-runtimes would print that, so it never gets to hear of it.
-        PENDING.end();
+        PENDING.here().end();
         std::future::pending().await
     });
     if delivered.is_err() {
-        PENDING.end();
+        PENDING.here().end();
     }
     delivered
 }
@@ -87,10 +83,11 @@ where
 /// Begins nothing more, and waits until what is under way was handed over. What is not by `deadline` never will be. For
 /// the process's exit; the caller is detached.
 pub(super) fn shutdown(deadline: Instant) {
-    let mut state = PENDING.state.lock();
+    let pending = PENDING.here();
+    let mut state = pending.state.lock();
     state.is_shut = true;
     while state.count > 0 {
-        if PENDING.changed.wait_until(&mut state, deadline).timed_out() {
+        if pending.changed.wait_until(&mut state, deadline).timed_out() {
             state.is_abandoned = true;
             return;
         }
@@ -108,7 +105,7 @@ impl Pending {
 
 /// Attaches to the interpreter, which waits for whoever is counted, up to a deadline.
 fn attached<T>(work: impl FnOnce(Python<'_>) -> T) -> Option<T> {
-    let is_abandoned = PENDING.state.lock().is_abandoned;
+    let is_abandoned = PENDING.here().state.lock().is_abandoned;
     if is_abandoned { None } else { Python::try_attach(work) }
 }
 
@@ -117,12 +114,13 @@ fn is_open(event_loop: &Bound<'_, PyAny>) -> bool {
     closed.and_then(|closed| closed.is_truthy()).is_ok_and(|closed| !closed)
 }
 
-static RUNTIME: OnceLock<tokio::runtime::Runtime> = OnceLock::new();
+/// Each process's, since a forked child inherits one without threads.
+static RUNTIME: PerProcess<OnceLock<tokio::runtime::Runtime>> = PerProcess::new();
 
 /// # Errors
 /// `OSError` where the system refuses another thread.
 fn start_runtime() -> PyResult<()> {
-    if RUNTIME.get().is_none() {
+    if RUNTIME.here().get().is_none() {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             // Each hand-over waits for the interpreter on such a thread: hundreds at once would start as many.
@@ -130,13 +128,14 @@ fn start_runtime() -> PyResult<()> {
             .thread_name("nixl-asyncio")
             .build()?;
         // Whoever was faster has one of its own there; this one ends.
-        let _ = RUNTIME.set(runtime);
+        let _ = RUNTIME.here().set(runtime);
     }
     Ok(())
 }
 
 fn runtime() -> &'static tokio::runtime::Runtime {
     RUNTIME
+        .here()
         .get()
         .expect("`into_asyncio` has started it before anything runs on it")
 }
@@ -193,7 +192,7 @@ impl Runtime for Asyncio {
             attached(|_| hand_over.take().map(|hand_over| hand_over()));
             // Not dropped where the interpreter is gone, with the references to Python objects in it.
             std::mem::forget(hand_over);
-            PENDING.end();
+            PENDING.here().end();
         }))
     }
 }

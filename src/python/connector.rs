@@ -79,7 +79,7 @@ impl Connector {
 
     fn open<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let core = self.core.clone();
-        // First of all: a forked child has the runtime below, but not its threads.
+        // First of all, and not as the result of a future that would have to be made.
         core.check_process().map_err(|error| to_exception(py, &error))?;
         into_asyncio(py, async move { core.opening().await })
     }

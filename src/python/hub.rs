@@ -7,9 +7,8 @@ use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
-use parking_lot::Mutex;
+use crate::sync::lock::Mutex;
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
@@ -17,24 +16,21 @@ use pyo3::prelude::*;
 
 use super::operation::{Operation, phase};
 use crate::operation::{CompletionSink, Operation as CoreOperation, next_ticket};
-use crate::process::Origin;
+use crate::process::{Origin, PerProcess};
 
 /// The hubs of this process, for [`nudge`].
-static HUBS: Mutex<Vec<Weak<Arrivals>>> = Mutex::new(Vec::new());
+static HUBS: PerProcess<Mutex<Vec<Weak<Arrivals>>>> = PerProcess::new();
 
 /// Has the loops enter Python soon, so that references given up on a lane's thread are dropped: every loop, since nobody
 /// here knows which of them still runs. Where none does, they are dropped when Python code next calls into this module.
 pub(super) fn nudge() {
-    for arrivals in HUBS.lock().iter().filter_map(Weak::upgrade) {
+    for arrivals in HUBS.here().lock().iter().filter_map(Weak::upgrade) {
         // Once until it is seen: a flood of references is dropped in one go.
         if !arrivals.is_nudged.swap(true, Ordering::AcqRel) {
             arrivals.signal();
         }
     }
 }
-
-/// How long a new hub waits for the list, which is held for microseconds.
-const LISTING_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What has arrived for one loop.
 struct Arrivals {
@@ -88,12 +84,10 @@ impl Hub {
             tickets: Mutex::new(Vec::new()),
             is_nudged: AtomicBool::new(false),
         });
-        // Not for ever: a forked child inherits the lock as it was, and nobody there would release it. A loop that is not
-        // listed only drops what was given up natively somewhat later.
-        if let Some(mut hubs) = HUBS.try_lock_for(LISTING_PATIENCE) {
-            hubs.retain(|hub| hub.strong_count() > 0);
-            hubs.push(Arc::downgrade(&arrivals));
-        }
+        let mut hubs = HUBS.here().lock();
+        hubs.retain(|hub| hub.strong_count() > 0);
+        hubs.push(Arc::downgrade(&arrivals));
+        drop(hubs);
         Ok(Self {
             origin: Origin::here(),
             arrivals,
@@ -137,6 +131,10 @@ impl Hub {
     }
 
     fn drain(&self, py: Python<'_>) -> PyResult<()> {
+        if !self.origin.is_here() {
+            // Its parent's wake-ups are not for a child.
+            return Ok(());
+        }
         // Read before the list is taken: what arrives in between signals anew.
         let mut count = [0_u8; 8];
         let _ = rustix::io::read(&self.arrivals.event, &mut count);

@@ -13,18 +13,13 @@ mod owner;
 mod region;
 
 use std::path::PathBuf;
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use crate::process::Origin;
 use crate::settings::LONGEST;
 use crate::transport::loader;
-
-/// The process that imported the module. A forked child inherits our memory but none of our threads.
-static PROCESS: OnceLock<Origin> = OnceLock::new();
 
 /// How long the process's exit waits for results that are on their way into event loops. The lanes have ended by then.
 const HAND_OVER_PATIENCE: Duration = Duration::from_secs(5);
@@ -52,7 +47,6 @@ mod _core {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        PROCESS.get_or_init(Origin::here);
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         module.add("STARTED", super::operation::STARTED)?;
         module.add("FINISHED", super::operation::FINISHED)?;
@@ -86,10 +80,6 @@ mod _core {
     /// Close every open connector of this process. True when all went quiet in time.
     #[pyfunction]
     fn shutdown(py: Python<'_>, timeout: f64) -> bool {
-        if !PROCESS.get().is_some_and(|process| process.is_here()) {
-            // Forked: the lanes' threads do not exist here, and waiting for them would last for ever.
-            return true;
-        }
         py.detach(|| {
             let quiet = crate::connector::shutdown(duration(timeout));
             asyncio::shutdown(Instant::now() + HAND_OVER_PATIENCE);

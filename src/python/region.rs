@@ -1,6 +1,6 @@
 //! A hold on a registration, as Python holds it.
 
-use parking_lot::Mutex;
+use crate::sync::lock::Mutex;
 use pyo3::prelude::*;
 
 use crate::region::Region as CoreRegion;

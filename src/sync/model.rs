@@ -59,7 +59,7 @@ pub(crate) async fn within<T>(_duration: Duration, awaited: impl Future<Output =
     Some(awaited.await)
 }
 
-/// As `parking_lot`'s: never poisoned.
+/// As the real one: never poisoned.
 #[derive(Default)]
 pub(crate) struct Mutex<T: ?Sized>(loom::sync::Mutex<T>);
 
@@ -111,7 +111,7 @@ impl<T: ?Sized> DerefMut for MutexGuard<'_, T> {
     }
 }
 
-/// As `parking_lot`'s.
+/// As the real one.
 #[derive(Debug, Default)]
 pub(crate) struct Condvar(loom::sync::Condvar);
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 pub(crate) use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize};
 
-pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard};
+pub(crate) use super::lock::{Condvar, Mutex, MutexGuard};
 pub(crate) use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 /// Waits for something for so long. `None` where the time is up first.

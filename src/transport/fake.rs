@@ -12,7 +12,7 @@ mod request;
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use crate::sync::lock::Mutex;
 
 use self::agent::FakeTransport;
 use self::network::{Network, RequestState};

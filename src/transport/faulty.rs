@@ -13,7 +13,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use parking_lot::Mutex;
+use crate::sync::lock::Mutex;
 
 pub use self::plan::{Effect, Fault, Faults, Notifications, When};
 use self::plan::{Fate, Hold};

@@ -1,27 +1,36 @@
-//! Loads NIXL's C library by its full path and proves it complete before the first call.
+//! Loads NIXL's C library and proves it complete before the first call.
 //!
-//! The stubs of `nixl_sys` open `libnixl_capi.so` by its bare name at their first call and abort the process where the
-//! library or a symbol is missing. A library that is already mapped answers to its bare name, so loading it here first,
-//! and checking every symbol, turns those aborts into errors.
+//! What is called is a table of functions (`table`), and a function that the library lacks aborts the process. So every
+//! one that is used is looked for here first, which makes an error of it.
+//!
+//! A child that was forked off a process with agents gets a copy of its own (`copy`), when it makes its first agent.
+//! What it inherited is left as it is: nothing that belongs to it is called any more.
 
 use std::env;
-use std::mem::ManuallyDrop;
+use std::ffi::{CStr, OsStr, c_int, c_void};
+use std::fs;
+use std::mem::{ManuallyDrop, MaybeUninit};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
-use parking_lot::Mutex;
 
+use super::copy::{NixlCopy, PluginFolder};
+use super::gate::{self, LOADING};
+use super::table;
 use crate::error::{Error, ErrorKind, Result};
+use crate::process::Origin;
 
 /// The variable that names the library, or the folder it lies in.
 pub const LIBRARY_VARIABLE: &str = "DYNAMO_NIXL_LIBRARY";
 
 const BARE_NAME: &str = "libnixl_capi.so";
-const OPERATION: &str = "load NIXL";
+pub(super) const OPERATION: &str = "load NIXL";
 const SUPPORTED: &str = "NIXL 1.4.1 to 1.5.x are supported: pip install 'nixl-cu12>=1.4.1,<1.6' (or nixl-cu13)";
 
-/// Every symbol of the C API that `transport/nixl` reaches. The stubs abort the process at the first use
-/// of a missing one, so all are checked before the first call.
+/// Every symbol of the C API that `transport/nixl` reaches.
 const SYMBOLS: &[&str] = &[
     "nixl_capi_create_agent",
     "nixl_capi_create_backend",
@@ -65,23 +74,54 @@ const SYMBOLS: &[&str] = &[
     "nixl_capi_xfer_dlist_clear",
 ];
 
-static LOADED: Mutex<Option<PathBuf>> = Mutex::new(None);
+/// NIXL as this process calls it: what the table is filled from.
+#[derive(Debug)]
+struct Loaded {
+    /// As it was asked for.
+    path: PathBuf,
+    /// Where that was found.
+    file: PathBuf,
+    /// Who is to use it.
+    origin: Origin,
+    /// Whether an agent was made of it, and with it threads, which no child has.
+    has_agents: AtomicBool,
+    /// Where it is not the first one.
+    copy: Option<&'static NixlCopy>,
+}
+
+/// What was loaded last, be it by a process that this one was forked off. Never freed, and read without a lock.
+static LOADED: AtomicPtr<Loaded> = AtomicPtr::new(ptr::null_mut());
+
+impl Loaded {
+    fn last() -> Option<&'static Self> {
+        // SAFETY: the pointer is null or comes from `Box::leak` in `publish`, the only place that stores one: what it
+        // points to was whole before it was stored (Release, Acquire), is only ever shared, and is never freed.
+        unsafe { LOADED.load(Ordering::Acquire).as_ref() }
+    }
+
+    fn publish(self) -> &'static Self {
+        let loaded: &'static mut Self = Box::leak(Box::new(self));
+        LOADED.store(loaded, Ordering::Release);
+        loaded
+    }
+}
 
 /// The path NIXL was loaded from, if it was.
 #[must_use]
 pub fn loaded_path() -> Option<PathBuf> {
-    LOADED.lock().clone()
+    Loaded::last().map(|loaded| loaded.path.clone())
 }
 
-/// Loads NIXL from `path` (a path, or the bare name to search the loader's path). The first load of a process wins;
-/// a later one with another path is an error.
+/// Loads NIXL from `path` (a path, or the bare name to search the loader's path). The first load of a process wins, or
+/// of one that it was forked off; a later one with another path is an error.
 ///
 /// # Errors
 /// [`ErrorKind::Library`]: the file cannot be loaded, or lacks a symbol that is used.
 pub fn load(path: &Path) -> Result<()> {
-    let mut loaded = LOADED.lock();
-    if let Some(earlier) = loaded.as_deref() {
-        return if earlier == path {
+    gate::watch_forks();
+    let _turn = LOADING.here().lock();
+    if let Some(earlier) = Loaded::last() {
+        return if earlier.path == path {
             Ok(())
         } else {
             Err(Error::new(
@@ -89,41 +129,112 @@ pub fn load(path: &Path) -> Result<()> {
                 OPERATION,
                 "this process has loaded NIXL from another place",
             )
-            .with_context("loaded", earlier.display())
+            .with_context("loaded", earlier.path.display())
             .with_context("asked", path.display()))
         };
     }
-    let library = ManuallyDrop::new(open(path)?);
-    let missing: Vec<&str> = SYMBOLS
-        .iter()
-        .copied()
-        .filter(|symbol| {
-            // SAFETY: the symbol is only looked up, never called or read through this type.
-            unsafe { library.get::<*const ()>(symbol.as_bytes()) }.is_err()
-        })
-        .collect();
-    if !missing.is_empty() {
-        return Err(
-            Error::new(ErrorKind::Library, OPERATION, "the library lacks symbols that are used")
-                .with_context("path", path.display())
-                .with_context("missing", missing.join(", "))
-                .with_hint(SUPPORTED),
-        );
+    let library = open(path, RTLD_NOW)?;
+    check(&library, path)?;
+    // Libraries of one name share what they need by name: parts of one NIXL would call those of another.
+    if let Ok(by_name) = open(Path::new(BARE_NAME), RTLD_NOW | libc::RTLD_NOLOAD) {
+        if find(&library, SYMBOLS[0]) != find(&by_name, SYMBOLS[0]) {
+            return Err(Error::new(
+                ErrorKind::Library,
+                OPERATION,
+                "another libnixl_capi.so was loaded before",
+            )
+            .with_context("path", path.display())
+            .with_hint("load only one NIXL in a process, or point DYNAMO_NIXL_LIBRARY at the one that is loaded"));
+        }
     }
-    // The stubs will ask for the bare name: make sure that they get this very library.
-    let by_name = open(Path::new(BARE_NAME))?;
-    let (handle, handle_by_name) = (ManuallyDrop::into_inner(library).into_raw(), by_name.into_raw());
-    if handle != handle_by_name {
-        return Err(Error::new(
-            ErrorKind::Library,
-            OPERATION,
-            "another libnixl_capi.so was loaded before",
-        )
-        .with_context("path", path.display())
-        .with_hint("load only one NIXL in a process, or point DYNAMO_NIXL_LIBRARY at the one that is loaded"));
+    let file = file_of(&library).unwrap_or_else(|| path.to_path_buf());
+    // SAFETY: there was no library before it of which anybody could hold an object, and nothing calls NIXL before this
+    // function has returned.
+    unsafe { table::fill(|symbol| find(&library, symbol)) };
+    Loaded {
+        path: path.to_path_buf(),
+        file,
+        origin: Origin::here(),
+        has_agents: AtomicBool::new(false),
+        copy: None,
     }
-    *loaded = Some(path.to_path_buf());
+    .publish();
     Ok(())
+}
+
+/// Makes NIXL ready for an agent of this process, which is made next: loads it, unless it is loaded already. In a
+/// child of a process with agents that is a copy of its own.
+///
+/// # Errors
+/// As [`load`], and [`ErrorKind::Forked`] where no copy can be made.
+pub(super) fn begin_use() -> Result<Use> {
+    ensure_loaded()?;
+    let _turn = LOADING.here().lock();
+    let Some(mut loaded) = Loaded::last() else {
+        return Err(Error::new(ErrorKind::Library, OPERATION, "nothing is loaded"));
+    };
+    if !loaded.origin.is_here() {
+        let mut copy = loaded.copy;
+        if loaded.has_agents.load(Ordering::Acquire) {
+            let fresh = NixlCopy::load(&loaded.file)?;
+            check(fresh.library(), &loaded.file)?;
+            // SAFETY: what this process holds of the library before it was inherited, and `transport/nixl` neither uses
+            // nor drops that. Its own agents are made behind this, one at a time.
+            unsafe { table::fill(|symbol| find(fresh.library(), symbol)) };
+            copy = Some(fresh);
+        }
+        loaded = Loaded {
+            path: loaded.path.clone(),
+            file: loaded.file.clone(),
+            origin: Origin::here(),
+            has_agents: AtomicBool::new(false),
+            copy,
+        }
+        .publish();
+    }
+    // Before the first one is made: a child that is forked off in between has half of it.
+    loaded.has_agents.store(true, Ordering::Release);
+    Ok(Use {
+        plugins: loaded.copy.and_then(NixlCopy::direct_plugins),
+        copy: loaded.copy,
+    })
+}
+
+/// The making of an agent.
+#[derive(Debug)]
+pub(super) struct Use {
+    copy: Option<&'static NixlCopy>,
+    plugins: Option<PluginFolder>,
+}
+
+impl Use {
+    /// Where the first agent of a copy is made: has NIXL load the copy's plugin, by a call that uses nothing of it.
+    ///
+    /// # Errors
+    /// Those of the call, and [`ErrorKind::Forked`]: NIXL took another one.
+    pub(super) fn with_plugin(&mut self, load: impl FnOnce() -> Result<()>) -> Result<()> {
+        let Some(copy) = self.copy.filter(|copy| copy.has_files()) else {
+            return Ok(());
+        };
+        load()?;
+        self.plugins = None;
+        copy.check_plugin()
+    }
+
+    /// The agent is made.
+    pub(super) fn end(self) {
+        if let Some(copy) = self.copy {
+            copy.forget_files();
+        }
+    }
+}
+
+/// Removes what is left of temporary files. For the process's exit.
+pub(crate) fn forget_files() {
+    let loaded = Loaded::last().filter(|loaded| loaded.origin.is_here());
+    if let Some(copy) = loaded.and_then(|loaded| loaded.copy) {
+        copy.forget_files();
+    }
 }
 
 /// Loads NIXL from where `DYNAMO_NIXL_LIBRARY` says, or from the loader's path, unless it is loaded already.
@@ -131,7 +242,7 @@ pub fn load(path: &Path) -> Result<()> {
 /// # Errors
 /// As [`load`].
 pub fn ensure_loaded() -> Result<()> {
-    if LOADED.lock().is_some() {
+    if Loaded::last().is_some() {
         return Ok(());
     }
     load(&match env::var_os(LIBRARY_VARIABLE) {
@@ -149,10 +260,50 @@ pub fn ensure_loaded() -> Result<()> {
     })
 }
 
-fn open(path: &Path) -> Result<Library> {
-    // SAFETY: loading runs the library's initialisers; NIXL's and UCX's only set up their own state. No handle
-    // is ever closed, so nothing is unmapped under running code.
-    unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }.map_err(|source| {
+/// # Errors
+/// [`ErrorKind::Library`]: a symbol is missing.
+fn check(library: &Library, path: &Path) -> Result<()> {
+    let missing = SYMBOLS.iter().copied();
+    let missing: Vec<&str> = missing.filter(|symbol| find(library, symbol).is_none()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(
+        Error::new(ErrorKind::Library, OPERATION, "the library lacks symbols that are used")
+            .with_context("path", path.display())
+            .with_context("missing", missing.join(", "))
+            .with_hint(SUPPORTED),
+    )
+}
+
+/// The file that a library was found in.
+fn file_of(library: &Library) -> Option<PathBuf> {
+    let mut info = MaybeUninit::<libc::Dl_info>::zeroed();
+    let function = find(library, SYMBOLS[0])?;
+    // SAFETY: it is only asked where an address lies.
+    let found = unsafe { libc::dladdr(function, info.as_mut_ptr()) };
+    // SAFETY: all of its values are valid when they are zero.
+    let info = unsafe { info.assume_init() };
+    if found == 0 || info.dli_fname.is_null() {
+        return None;
+    }
+    // SAFETY: a string that belongs to the library, which is loaded.
+    let name = unsafe { CStr::from_ptr(info.dli_fname) };
+    // Absolute, because a child may have another directory by then.
+    fs::canonicalize(OsStr::from_bytes(name.to_bytes())).ok()
+}
+
+fn find(library: &Library, symbol: &str) -> Option<*mut c_void> {
+    // SAFETY: the symbol is only looked up, never called or read through this type.
+    let found = unsafe { library.get::<*mut c_void>(symbol.as_bytes()) };
+    found.ok().map(|symbol| symbol.as_raw_ptr())
+}
+
+/// No handle is ever closed, so that nothing is unmapped under running code.
+fn open(path: &Path, flags: c_int) -> Result<ManuallyDrop<Library>> {
+    // SAFETY: loading runs the library's initialisers; NIXL's and UCX's only set up their own state.
+    let library = unsafe { Library::open(Some(path), flags | RTLD_LOCAL) };
+    library.map(ManuallyDrop::new).map_err(|source| {
         Error::new(ErrorKind::Library, OPERATION, "the library cannot be loaded")
             .with_context("path", path.display())
             .with_source(source)

@@ -4,11 +4,14 @@
 //! [`faulty`] goes wrong on purpose, around another one.
 //! A transport is driven by polling: it has no threads and calls nobody back.
 
+mod copy;
 #[cfg(any(test, feature = "testing"))]
 pub mod fake;
 pub mod faulty;
+mod gate;
 pub mod loader;
 pub mod nixl;
+mod table;
 
 use std::fmt;
 use std::sync::Arc;

@@ -3,21 +3,26 @@
 //! `nixl_sys` folds NIXL's statuses into twelve variants and takes its own lock for reading around
 //! `create_xfer_req`; an agent made without NIXL's thread synchronisation must not be entered twice at a time, so a
 //! lock of our own serialises every call on one agent.
+//!
+//! In a forked child nothing here is let go that the child inherited: the locks may be held for ever, and the functions may
+//! be those of another copy of NIXL ([`loader`]), for which the objects are no objects. Nor is anything used: whoever holds
+//! an inherited lane or operation is refused before he gets here.
 
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::sync::lock::{Mutex, MutexGuard};
 use nixl_sys::{
     Agent, AgentConfig, MemType, MemoryRegion, NixlDescriptor, NixlError, NotificationMap, OptArgs, Params,
     RegDescList, RegistrationHandle, ThreadSync, XferDescList, XferOp, XferRequest, XferStatus,
 };
-use parking_lot::{Mutex, MutexGuard};
 
-use super::{AgentFlavor, LOAD_PEER, Progress, Registration, Request, Transport, TransportFactory, loader};
+use super::{AgentFlavor, LOAD_PEER, Progress, Registration, Request, Transport, TransportFactory, gate, loader};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hints::Facts;
+use crate::process::Origin;
 use crate::types::{AgentName, Direction, MemoryKind, MemoryRange};
 
 /// Requests that were dropped while NIXL may still have been moving their bytes, over the life of the process.
@@ -26,10 +31,6 @@ static LEAKED_REQUESTS: AtomicU64 = AtomicU64::new(0);
 /// UCX's default is to connect over TCP within the call, which a host that is cut off holds up for two minutes, and with it
 /// everything else that the agent does. What the environment says goes first.
 const CONNECTS_IN_BACKGROUND: &str = "TCP_CONN_NB=y";
-
-/// Agents are made and destroyed one at a time. In processes that had forked, the heap was twice found corrupt at the exit, once
-/// while lanes destroyed their agents at the same time. That this was the cause is likely, not proven.
-static LIFE_CYCLE: Mutex<()> = Mutex::new(());
 
 /// How many requests were leaked because they were dropped in flight. Zero in a correct program.
 #[must_use]
@@ -46,17 +47,39 @@ pub fn factory() -> TransportFactory {
 /// One NIXL agent on UCX, without a progress thread: it moves when it is polled.
 pub struct NixlTransport {
     name: AgentName,
+    origin: Origin,
     agent: ManuallyDrop<Agent>,
     /// Held across every call into NIXL on this agent; owns the map that notifications are collected in.
     entry: Arc<Mutex<Inbox>>,
 }
 
 /// NIXL's notification map, kept between polls because making one allocates.
-struct Inbox(NotificationMap);
+struct Inbox {
+    origin: Origin,
+    map: ManuallyDrop<NotificationMap>,
+}
 
 // SAFETY: the map is a heap object of the C++ side with no tie to the thread that made it, and it is only reached
 // through the mutex that holds it.
 unsafe impl Send for Inbox {}
+
+impl Inbox {
+    fn new(map: NotificationMap) -> Self {
+        Self {
+            origin: Origin::here(),
+            map: ManuallyDrop::new(map),
+        }
+    }
+}
+
+impl Drop for Inbox {
+    fn drop(&mut self) {
+        if self.origin.is_here() {
+            // SAFETY: this is the drop, so the map is not used again.
+            unsafe { ManuallyDrop::drop(&mut self.map) };
+        }
+    }
+}
 
 impl NixlTransport {
     /// Makes an agent and its UCX back end: 0.1 to 0.5 s.
@@ -64,7 +87,6 @@ impl NixlTransport {
     /// # Errors
     /// [`ErrorKind::Library`] where NIXL cannot be loaded, [`ErrorKind::Backend`] where it refuses.
     pub fn new(name: &AgentName, flavor: AgentFlavor) -> Result<Self> {
-        loader::ensure_loaded()?;
         let config = AgentConfig {
             // NIXL's thread spins a core with delay 0; the reactor polls instead.
             enable_prog_thread: false,
@@ -78,7 +100,8 @@ impl NixlTransport {
                 .with_hint(Facts::here().on_opening(says_nothing(&status)))
                 .with_source(status)
         };
-        let _turn = LIFE_CYCLE.lock();
+        let _turn = gate::MAKING.here().lock();
+        let mut begun = loader::begin_use()?;
         if let Some(hint) = Facts::here().against_opening() {
             let message = "too few files can be opened; UCX may abort a process that runs out of them";
             return Err(Error::new(ErrorKind::Backend, "create agent", message)
@@ -92,14 +115,22 @@ impl NixlTransport {
         };
         let parameters = Params::from([("engine_config", configuration.as_str())])
             .map_err(|status| fail("set parameters", status))?;
+        begun.with_plugin(|| {
+            let parameters = agent.get_plugin_params("UCX");
+            parameters.map(drop).map_err(|status| fail("load plugin", status))
+        })?;
         agent
             .create_backend("UCX", &parameters)
             .map_err(|status| fail("create back end", status))?;
-        let inbox = Inbox(NotificationMap::new().map_err(|status| fail("create notification map", status))?);
+        let inbox = Inbox::new(NotificationMap::new().map_err(|status| fail("create notification map", status))?);
+        begun.end();
+        let entry = Arc::new(Mutex::new(inbox));
+        gate::add(&entry);
         Ok(Self {
             name: name.clone(),
+            origin: Origin::here(),
             agent: ManuallyDrop::new(agent),
-            entry: Arc::new(Mutex::new(inbox)),
+            entry,
         })
     }
 
@@ -140,7 +171,10 @@ impl NixlTransport {
 
 impl Drop for NixlTransport {
     fn drop(&mut self) {
-        let _turn = LIFE_CYCLE.lock();
+        if !self.origin.is_here() {
+            return;
+        }
+        let _turn = gate::MAKING.here().lock();
         // SAFETY: this is the drop, so the agent is not used again.
         unsafe { ManuallyDrop::drop(&mut self.agent) };
     }
@@ -176,7 +210,8 @@ impl Transport for NixlTransport {
                     .with_source(status)
             })?;
         Ok(Box::new(NixlRegistration {
-            handle: Some(handle),
+            origin: self.origin,
+            handle: ManuallyDrop::new(handle),
             entry: Arc::clone(&self.entry),
         }))
     }
@@ -248,13 +283,16 @@ impl Transport for NixlTransport {
             .create_xfer_req(operation, &local_list, &remote_list, peer.as_str(), options.as_ref())
             .map_err(fail)?;
         Ok(Box::new(NixlRequest {
-            request: Some(request),
-            agent: Agent::clone(&self.agent),
+            origin: self.origin,
+            native: ManuallyDrop::new(Native {
+                request,
+                agent: Agent::clone(&self.agent),
+                options,
+            }),
             entry: Arc::clone(&self.entry),
             peer: peer.clone(),
             descriptors: local.len(),
             state: RequestState::Prepared,
-            options,
         }))
     }
 
@@ -270,12 +308,12 @@ impl Transport for NixlTransport {
         {
             let mut inbox = self.entry.lock();
             let poll = |status: NixlError| self.backend_error("poll notifications", status);
-            self.agent.get_notifications(&mut inbox.0, None).map_err(poll)?;
-            if inbox.0.is_empty().map_err(poll)? {
+            self.agent.get_notifications(&mut inbox.map, None).map_err(poll)?;
+            if inbox.map.is_empty().map_err(poll)? {
                 return Ok(0);
             }
             // Always a new map: one that a peer managed to spoil must not stay.
-            let arrived = std::mem::replace(&mut inbox.0, NotificationMap::new().map_err(poll)?);
+            let arrived = std::mem::replace(&mut *inbox.map, NotificationMap::new().map_err(poll)?);
             MutexGuard::unlock_fair(inbox);
             // A sender's name is asked for by a C string. One that is not UTF-8 or holds a NUL cannot be, and what it
             // sent ends with the map; the others lose nothing by it.
@@ -333,7 +371,8 @@ impl NixlDescriptor for RegisteredRange {
 
 #[derive(Debug)]
 struct NixlRegistration {
-    handle: Option<RegistrationHandle>,
+    origin: Origin,
+    handle: ManuallyDrop<RegistrationHandle>,
     entry: Arc<Mutex<Inbox>>,
 }
 
@@ -347,12 +386,15 @@ impl fmt::Debug for Inbox {
 
 impl Drop for NixlRegistration {
     fn drop(&mut self) {
-        let _entry = self.entry.lock();
-        if let Some(mut handle) = self.handle.take() {
-            if let Err(status) = handle.deregister() {
-                tracing::warn!(?handle, %status, "deregistration failed");
-            }
+        if !self.origin.is_here() {
+            return;
         }
+        let _entry = self.entry.lock();
+        if let Err(status) = self.handle.deregister() {
+            tracing::warn!(handle = ?self.handle, %status, "deregistration failed");
+        }
+        // SAFETY: this is the drop, so the handle is not used again.
+        unsafe { ManuallyDrop::drop(&mut self.handle) };
     }
 }
 
@@ -367,12 +409,18 @@ enum RequestState {
 }
 
 struct NixlRequest {
-    request: Option<XferRequest>,
-    agent: Agent,
+    origin: Origin,
+    native: ManuallyDrop<Native>,
     entry: Arc<Mutex<Inbox>>,
     peer: AgentName,
     descriptors: usize,
     state: RequestState,
+}
+
+/// NIXL's part of a request.
+struct Native {
+    request: XferRequest,
+    agent: Agent,
     /// Given again at the post, as upstream does.
     options: Option<OptArgs>,
 }
@@ -408,12 +456,10 @@ impl NixlRequest {
 impl Request for NixlRequest {
     fn post(&mut self) -> Result<Progress> {
         debug_assert_eq!(self.state, RequestState::Prepared);
-        let Some(request) = &self.request else {
-            return Ok(Progress::Done);
-        };
         let result = {
             let entry = self.entry.lock();
-            let posted = self.agent.post_xfer_req(request, self.options.as_ref());
+            let native = &*self.native;
+            let posted = native.agent.post_xfer_req(&native.request, native.options.as_ref());
             // A post may have copied for a millisecond, and the next one is close: let those go first who wait.
             MutexGuard::unlock_fair(entry);
             posted
@@ -426,12 +472,9 @@ impl Request for NixlRequest {
         if self.state != RequestState::InFlight {
             return Ok(Progress::Done);
         }
-        let Some(request) = &self.request else {
-            return Ok(Progress::Done);
-        };
         let result = {
             let _entry = self.entry.lock();
-            self.agent.get_xfer_status(request)
+            self.native.agent.get_xfer_status(&self.native.request)
         };
         let result = result.map(|status| match status {
             XferStatus::Success => Progress::Done,
@@ -459,11 +502,14 @@ impl fmt::Debug for NixlRequest {
 
 impl Drop for NixlRequest {
     fn drop(&mut self) {
-        let Some(request) = self.request.take() else { return };
+        if !self.origin.is_here() {
+            return;
+        }
         match self.state {
             RequestState::Prepared | RequestState::Over => {
                 let _entry = self.entry.lock();
-                drop(request);
+                // SAFETY: this is the drop, so nothing of it is used again.
+                unsafe { ManuallyDrop::drop(&mut self.native) };
             }
             RequestState::InFlight | RequestState::Unknown => {
                 // Releasing would not stop the bytes, only our sight of them. It leaks its agent, too.
@@ -471,7 +517,6 @@ impl Drop for NixlRequest {
                     LEAKED_REQUESTS.fetch_add(1, Ordering::Relaxed);
                     tracing::error!(peer = %self.peer, "a request was dropped in flight and is leaked");
                 }
-                std::mem::forget(request);
             }
         }
     }

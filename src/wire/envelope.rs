@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
+use crate::sync::lock::Mutex;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
-use parking_lot::Mutex;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::limits;

@@ -292,29 +292,6 @@ def test_forks_in_the_middle_of_traffic(tmp_path):
     assert scripts.run(program(body), tmp_path) == Ended(0, "", "")
 
 
-def test_a_child_of_a_process_that_used_nixl_is_told_so(tmp_path):
-    """Half of what NIXL sets up are threads, which a forked child lacks: better a word than a wait without end."""
-    body = """
-        import os
-        import warnings
-        warnings.simplefilter("ignore")
-        everything = asyncio.run(exchange(5000))
-        child = os.fork()
-        if child == 0:
-            for connector in (everything[0], Connector()):
-                try:
-                    asyncio.run(connector.create_readable(Descriptor(bytearray(5000))))
-                except RuntimeError as error:
-                    assert "spawn" in str(error), error
-                else:
-                    sys.exit(4)
-            sys.exit(3)
-        _, status = os.waitpid(child, 0)
-        assert os.waitstatus_to_exitcode(status) == 3
-    """
-    assert scripts.run(program(body), tmp_path) == Ended(0, "", "")
-
-
 ENDINGS = {
     "the end of main": ("await asyncio.sleep(0)", 0),
     "sys.exit in a task": ("await asyncio.create_task(leave())", 3),

@@ -257,8 +257,8 @@ class Faults:
         """Have a transfer find that what the peer exposed is no longer so: it ends with `StaleMetadataError`.
 
         Counted is each question whether an exposure is open. A transfer asks before its first byte, twice where it
-        takes more than a moment, and behind its last one: `at=2`, or 3 for a big one, has the bytes move first. The peer
-        hears nothing of it, and its operation waits on. Peers that are not dynamo_nixl are not asked.
+        takes more than a moment, and behind its last one: `at=2`, or 3 for a big one, has the bytes move first. The
+        peer hears nothing of it, and its operation waits on. Peers that are not dynamo_nixl are not asked.
         """
         return self._add("stale", "", None, at, count, probability, peer)
 

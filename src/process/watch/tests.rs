@@ -232,7 +232,7 @@ fn a_forked_child_has_watches_of_its_own() {
     let (action, reports) = report(());
     let mut guard = Some(watch(child.id, action).unwrap());
     // As another thread of the parent may hold it when the child is forked off.
-    let locked = Watcher::here().state.lock();
+    let locked = WATCHER.here().state.lock();
     let went_well = in_child(|| {
         drop(guard.take());
         let doomed = Sleeper::start();

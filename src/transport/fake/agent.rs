@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use crate::sync::lock::Mutex;
 
 use super::metadata;
 use super::network::{Agent, Flight, LoadedPeer, Network, RequestState};
