@@ -13,6 +13,7 @@ from dynamo_nixl import Connector
 from dynamo_nixl import testing as nixl_faults
 
 from support import flight, namespaces, roles
+from support.aborts import again_where_ucx_aborts
 from support.here import eventually, stats
 from support.outages import (
     MENDED,
@@ -98,6 +99,7 @@ def test_an_owner_that_lives_is_not_said_to_be_lost(apart):
 
 @pytest.mark.parametrize("state", [case("cut", short=True), case("whole", short=True)])
 @each_way(("veth", "write"))
+@again_where_ucx_aborts
 def test_an_active_side_killed(wire, at_ends, spawn, way, state):
     owner, active = at_ends(wire, ASKING | SAFE, foreign_pids=BOTH)
     number, _ = catch(wire, owner, active, way)

@@ -8,6 +8,7 @@ import pytest
 from dynamo_nixl import Descriptor
 
 from support import endings, middle
+from support.aborts import again_where_ucx_aborts
 from support.endings import CANCELLED_BY_PEER, CLOSED, FAILED, KINDS, PEER_LOST, STOPPED, TIMED_OUT
 from support.memory import pattern
 from support.middle import HOWS
@@ -104,6 +105,7 @@ def test_the_owner_is_killed_in_the_middle(spawn, transport, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@again_where_ucx_aborts
 def test_the_active_side_is_killed_in_the_middle(spawn, transport, kind):
     owner, active = spawn(transport, loses_peers=True), spawn(transport)
     number, _ = endings.catch(owner, active, kind)
