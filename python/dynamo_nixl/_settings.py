@@ -78,7 +78,7 @@ def seconds(name: str, value: Any, default: float | None) -> float | None:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{name} is a number or None (no limit), got {type(value).__name__}")
     if not value >= 0:
-        raise ValueError(f"{name} must not be negative: {value!r}")
+        raise ValueError(f"{name} must be a number that is not negative: {value!r}")
     # Beyond what a machine word holds, which is longer and more than anything lasts or is.
     return None if value >= _ENDLESS else value
 

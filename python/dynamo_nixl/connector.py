@@ -56,14 +56,15 @@ class Connector:
         Seconds that an exposure waits for its peer before it ends with `LeaseExpiredError`. Default 600.
     grace
         Seconds that the memory of an exposure that ended without being complete stays registered and alive, since a
-        peer that has its metadata may still be at work on it. Default 30.
+        peer that has its metadata may still be at work on it. Longer while one of our own kind is known to be at work
+        on it and not to be dead, as far as `quarantine_limit` allows. Default 30.
     stall_timeout
         Seconds that a transfer may stand still before it ends with `TransferTimeoutError`. Default 30.
     timeout
         Seconds that a transfer may take from its start. Default None.
     keepalive
-        Seconds between two questions to a peer of our own kind whose process is out of sight, such as on another host,
-        whether it is there, while a transfer with it is under way; 0.1 at the least. An exposure whose peer has left
+        Seconds between two questions to a peer of our own kind whether it is there, while a transfer with it is under
+        way; 0.1 at the least. An exposure whose peer has left
         three in a row unanswered ends with `PeerLostError`; so does a transfer whose connection broke, where the peer
         does not answer over a new one for so long. None: it is never asked. Default 5.
     quarantine_limit

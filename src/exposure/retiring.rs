@@ -40,12 +40,24 @@ impl State {
         }
     }
 
-    /// The oldest in grace stays: one that is known to be at work on it lives, and has not said that it is done.
+    /// The one in grace whose time has come stays: somebody may be at work on it who has not said that it is done.
     fn hold_longer(&mut self) {
         if let Some(((due, generation), record)) = self.grace.pop_first() {
             let due = due + HELD_OPEN;
             record.inner().grace_end = Some(due);
+            // Perhaps it was not while it waited for nothing but a last word, and somebody else has said hello since.
+            self.count(&record);
             self.grace.insert((due, generation), record);
+        }
+    }
+
+    /// Counts its bytes among those that are held, unless they are. Those that wait for nothing but a last word do not take
+    /// the place of others.
+    fn count(&mut self, record: &Record) {
+        let mut inner = record.inner();
+        let is_taken = !inner.is_complete || inner.has_buried || !inner.users.have_completed();
+        if is_taken && !std::mem::replace(&mut inner.is_counted, true) {
+            self.grace_bytes += record.operation().bytes_total();
         }
     }
 
@@ -122,12 +134,8 @@ impl Ledger {
             let mut inner = record.inner();
             inner.grace_end = Some(due);
             inner.held_since.get_or_insert_with(Instant::now);
-            // Those that wait for nothing but a last word do not take the place of others.
-            inner.is_counted = !inner.is_complete || inner.has_buried || !inner.users.have_completed();
-            if inner.is_counted {
-                state.grace_bytes += record.operation().bytes_total();
-            }
         }
+        state.count(record);
         state.grace.insert((due, record.generation()), Arc::clone(record));
         state.keep_within(self.quarantine_limit);
     }
@@ -218,6 +226,7 @@ impl Ledger {
             }
             if record.inner().users.may_be_alive() {
                 state.hold_longer();
+                state.keep_within(self.quarantine_limit);
             } else {
                 state.release_first();
             }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::ledger::Ledger;
 use super::record::Record;
 use crate::error::{Error, ErrorKind};
-use crate::operation::{Operation, Outcome};
+use crate::operation::{Operation, Outcome, Status};
 use crate::region::{LocalMemory, RegionTable};
 use crate::settings::Settings;
 use crate::transport::AgentFlavor;
@@ -55,10 +55,11 @@ impl Bench {
     }
 
     /// So much is held beyond the end.
-    pub(super) fn limited(grace: Duration, quarantine_limit: u64) -> Self {
+    pub(super) fn limited(keepalive: Option<Duration>, grace: Duration, quarantine_limit: u64) -> Self {
         Self::with_settings(
             None,
             &Settings {
+                keepalive,
                 grace,
                 quarantine_limit,
                 ..Settings::default()
@@ -120,6 +121,12 @@ impl Bench {
     pub(super) fn receive(&self, sender: &str, message: &ControlMessage) {
         let message = message.encode().unwrap();
         assert!(self.ledger.receive(&AgentName::new(sender), &message).is_none());
+    }
+
+    /// The key arrives.
+    pub(super) fn complete(&self, name: &str) {
+        assert!(self.ledger.receive(&AgentName::new(name), KEY.as_bytes()).is_none());
+        assert_eq!(self.record.operation().status(), Status::Complete);
     }
 
     pub(super) fn pong(&self, sender: &str, nonce: u64) {

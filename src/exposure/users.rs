@@ -63,10 +63,12 @@ impl User {
         self.pulse.as_ref().is_some_and(Pulse::is_lost)
     }
 
-    /// Whether it may be at work still: its process is watched, and not dead; or it is asked whether it is there. One that
-    /// does not answer may be frozen or cut off, and go on one day.
+    /// Whether it may be at work still: it has not said that it is done, and is not known to be dead. One that does not answer
+    /// may be frozen or cut off, and go on one day. Of one that has completed the exposure only the last word is missing, and
+    /// that is not waited for where nobody would notice that it does not come.
     fn is_in_sight(&self) -> bool {
-        self.watch.is_some() || (self.pulse.is_some() && !self.is_mute)
+        let is_missed = (self.watch.is_some() || self.pulse.is_some()) && !self.is_mute && !self.is_lost();
+        is_missed || !self.has_completed
     }
 }
 
@@ -250,7 +252,7 @@ impl Users {
             .any(|user| user.is_under_way && (runs(user) || answers(user)))
     }
 
-    /// Whether the wire may be at work for one that would be missed if it were dead.
+    /// Whether the wire may be at work for one of them.
     pub(super) fn may_be_alive(&self) -> bool {
         self.0.iter().any(User::is_in_sight)
     }

@@ -16,9 +16,11 @@ from dynamo_nixl import (
     RdmaMetadata,
     ReadableOperation,
     Remote,
+    TransferError,
 )
 
-from support import roles, scripts
+from support import endings, roles, scripts
+from support.endings import CLOSED, KINDS
 from support.here import eventually
 from support.memory import blank, pattern
 from support.scripts import Ended
@@ -234,3 +236,23 @@ def close_from_threads(here):
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_closing_while_a_peer_of_this_host_is_at_work(spawn, transport, kind):
+    """It may write without asking anybody, as soon as it goes on: the memory stays, and who waits for it is told."""
+    owner, active = spawn(transport), spawn(transport)
+    number, _ = endings.catch(owner, active, kind)
+    owner.call(endings.close, 0.2)
+    assert owner.call(endings.ended, number) == CLOSED
+    assert "stays pinned" in owner.call(why_it_is_never_quiet, number)
+    assert not owner.call(endings.is_quiesced, number)
+    active.resume()
+    endings.serve(spawn(transport), active)
+
+
+async def why_it_is_never_quiet(here, number):
+    operation, _ = here.kept[number]
+    with pytest.raises(TransferError) as raised:
+        await operation.wait_quiesced()
+    return str(raised.value)

@@ -42,6 +42,8 @@ def test_we_write_to_a_foreign_owner(alien, ours):
         assert alien.call(foreign.receive, 1) == [metadata["notification_key"].encode()]
         assert alien.call(foreign.holds_pattern, seed=seed)
     ours.call(roles.settled)
+    ours.finish()
+    assert alien.call(foreign.receive_nothing_more) == []
 
 
 @pytest.mark.parametrize("in_hex", [False, True], ids=["base64", "hex"])

@@ -92,6 +92,6 @@ async def serve() -> None:
 if __name__ == "__main__":
     try:
         asyncio.run(serve())
-    except (ImportError, OSError, RuntimeError) as error:
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
         # For the demo's user, who gets to see it: no traceback.
         sys.exit(str(error))

@@ -85,8 +85,10 @@ def run_demo(sizes: list[int], repeat: int, timeout: float, *, as_json: bool) ->
     except TimeoutError as raised:
         # What the peer reported was noted where the wait was cut short.
         error = "\n".join([f"no result within {timeout:g} s", *getattr(raised.__cause__, "__notes__", ())])
-    except (DemoError, ImportError, RuntimeError, OSError, aiohttp.ClientError) as raised:
+    except (DemoError, ImportError, RuntimeError, ValueError, OSError, aiohttp.ClientError) as raised:
         error = str(raised) or type(raised).__name__
+    except MemoryError as raised:
+        error = f"there is not enough memory for this size: {raised}"
     else:
         _print(report, repeat, as_json=as_json)
         return 0

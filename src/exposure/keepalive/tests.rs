@@ -64,6 +64,67 @@ fn memory_of_one_that_stays_silent_stays() {
 }
 
 #[test]
+fn one_that_has_completed_and_was_lost_holds_nothing() {
+    let mut bench = Bench::asking();
+    bench.hello("reader");
+    bench.complete("reader");
+    let end = Instant::now() + 2 * GRACE;
+    while bench.now < end && !bench.is_quiet() {
+        bench.beat();
+    }
+    assert!(bench.is_quiet(), "only its last word was missing");
+    assert!(bench.now > Instant::now() + GRACE / 2);
+}
+
+#[test]
+fn a_lost_one_that_turns_out_to_be_dead_holds_its_memory_for_the_grace() {
+    let mut bench = Bench::asking();
+    bench.hello("reader");
+    while bench.kind().is_none() {
+        bench.beat();
+    }
+    let id = UserId::new(&AgentName::new("reader"), TRANSFER);
+    bench.ledger.bury(bench.record.operation().key(), &id);
+    bench.now = Instant::now() + GRACE / 2;
+    bench.look();
+    assert!(!bench.is_quiet());
+    bench.now = Instant::now() + GRACE;
+    bench.look();
+    assert!(bench.is_quiet());
+}
+
+#[test]
+fn memory_of_lost_ones_gives_way_to_that_of_others() {
+    for keepalive in [Some(KEEPALIVE), None] {
+        let mut bench = Bench::limited(keepalive, GRACE, 4096);
+        bench.hello("reader");
+        bench.ledger.end(&bench.record, Outcome::Cancelled);
+        let end = Instant::now() + 2 * GRACE;
+        while bench.now < end {
+            bench.beat();
+        }
+        assert!(!bench.is_quiet());
+        let other = bench.another("other");
+        bench.ledger.end(&other, Outcome::Cancelled);
+        bench.now = Instant::now();
+        bench.look();
+        assert!(bench.is_quiet() && !other.operation().is_quiet());
+    }
+}
+
+#[test]
+fn one_that_says_hello_to_what_is_complete_counts() {
+    let mut bench = Bench::asking();
+    bench.hello("reader");
+    bench.complete("reader");
+    assert_eq!(bench.ledger.in_grace(), (0, 0));
+    bench.hello("another");
+    bench.now = Instant::now() + GRACE;
+    bench.look();
+    assert_eq!(bench.ledger.in_grace(), (1, 4096));
+}
+
+#[test]
 fn the_lost_one_is_told_as_well() {
     let mut bench = Bench::asking();
     bench.hello("reader");
@@ -130,7 +191,7 @@ fn another_transfer_that_answers_keeps_the_exposure() {
 }
 
 #[test]
-fn whoever_answers_outlasts_the_lease_and_the_grace_and_whoever_does_not_does_not() {
+fn whoever_answers_outlasts_the_lease_and_whoever_does_not_does_not() {
     for answers in [true, false] {
         let mut bench = Bench::new(Some(KEEPALIVE * 2 + KEEPALIVE / 2), Some(KEEPALIVE));
         bench.hello("reader");

@@ -11,12 +11,6 @@ use crate::wire::ControlMessage;
 
 const OTHER: TransferId = TransferId(7);
 
-/// The key arrives.
-fn complete(bench: &Bench, name: &str) {
-    assert!(bench.ledger.receive(&AgentName::new(name), KEY.as_bytes()).is_none());
-    assert_eq!(bench.record.operation().status(), Status::Complete);
-}
-
 #[test]
 fn two_transfers_of_one_agent_are_two() {
     for ends_well in [true, false] {
@@ -24,7 +18,7 @@ fn two_transfers_of_one_agent_are_two() {
         bench.hello("reader");
         bench.hello_as("reader", OTHER);
         if ends_well {
-            complete(&bench, "reader");
+            bench.complete("reader");
         } else {
             bench.ledger.end(&bench.record, Outcome::Cancelled);
         }
@@ -44,7 +38,7 @@ fn a_key_does_not_say_which_of_an_agent_s_transfers_it_comes_from() {
     let mut bench = Bench::asking();
     bench.hello("reader");
     // Of a small one, that has said no hello.
-    complete(&bench, "reader");
+    bench.complete("reader");
     assert!(bench.sent().is_empty(), "most likely it is its own");
     assert_eq!(bench.ledger.in_grace().0, 0, "and its memory takes nobody's place");
     bench.look();
@@ -61,7 +55,7 @@ fn whoever_found_it_open_is_heard_before_the_memory_is_free() {
         let mut bench = Bench::asking();
         bench.ledger.begin_look();
         if ends_well {
-            complete(&bench, "reader");
+            bench.complete("reader");
         } else {
             bench.hello("reader");
             bench.ledger.end(&bench.record, Outcome::Cancelled);
@@ -95,7 +89,7 @@ fn the_death_of_one_keeps_the_memory_for_the_grace_whatever_another_says() {
             "the other goes on"
         );
         if ends_well {
-            complete(&bench, "reader");
+            bench.complete("reader");
         } else {
             bench.ledger.end(&bench.record, Outcome::Cancelled);
         }
@@ -146,7 +140,7 @@ fn who_came_and_left_before_the_end_confirms_nothing() {
 fn those_that_ended_first_give_their_memory_up_first() {
     // However often the look at them was put off, since somebody is at work on them.
     for grace in [Duration::from_millis(500), GRACE] {
-        let mut bench = Bench::limited(grace, 4096);
+        let mut bench = Bench::limited(None, grace, 4096);
         bench.hello("reader");
         let second = bench.another("second");
         bench.ledger.end(&bench.record, Outcome::Cancelled);

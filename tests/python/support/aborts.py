@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, ParamSpec
 
+from support.flight import TCP
 from support.workers import WorkerDiedError
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ def again_where_ucx_aborts(test: Callable[P, None]) -> Callable[P, None]:
             try:
                 return test(*args, **kwargs)
             except WorkerDiedError as death:
-                if not any(text in str(death) for text in TEXTS):
+                is_over_tcp = kwargs.get("transport", TCP) in (TCP, "tcp")
+                if not (is_over_tcp and any(text in str(death) for text in TEXTS)):
                     raise
                 death.worker.wait_for_death()
                 if (wire := kwargs.get("wire")) is not None:
