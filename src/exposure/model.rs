@@ -277,6 +277,16 @@ fn a_peer_that_says_hello_at_the_end_is_told_of_it() {
         reactor.join().unwrap();
         assert!(!ledger.take_outbox().is_empty(), "by whoever came second");
         tick_until_idle(&ledger, Instant::now() + HOUR);
+        assert_eq!(registered(&stage), 1, "it has not said that it is done");
+        let quiet = ControlMessage::Quiet {
+            operation: operation.key().clone(),
+            transfer: TransferId(1),
+        };
+        let quiet = quiet.encode().unwrap();
+        assert!(ledger.receive(&AgentName::new("peer"), &quiet).is_none());
+        for _ in 0..2 {
+            tick_until_idle(&ledger, Instant::now() + HOUR);
+        }
         assert_eq!(registered(&stage), 0);
     });
 }
