@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::messages::Letter;
 use super::record::{Record, Released};
+use super::users::UserId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::operation::Outcome;
 use crate::settings::Settings;
@@ -54,6 +55,8 @@ pub(super) struct State {
     pub(super) looks: u64,
     /// When those at work on them are asked next whether they are there.
     pub(super) pulses: BTreeMap<(Instant, u64), Arc<Record>>,
+    /// Active sides whose processes have died, and at which look that was noticed.
+    pub(super) deaths: Vec<(u64, OperationKey, UserId)>,
     /// To be sent by the lane's thread.
     outbox: Vec<Letter>,
     /// To be let go on the lane's thread: deregistering can take as long as registering.
@@ -213,6 +216,7 @@ impl Ledger {
     /// Does what is due. Called on the lane's thread, after the notifications of that look: what has come in time counts.
     /// True where there was memory to let go, and may be more.
     pub(crate) fn tick(&self, now: Instant) -> bool {
+        self.bury_dead();
         self.beat(now);
         loop {
             let expired = {
@@ -274,7 +278,8 @@ impl Ledger {
             state.pulses.first_key_value(),
         ];
         let firsts = firsts.into_iter().flatten().map(|((due, _), _)| *due);
-        firsts.chain(state.settling_since).min()
+        let at_once = (!state.deaths.is_empty()).then(Instant::now);
+        firsts.chain(state.settling_since).chain(at_once).min()
     }
 
     /// Ends everything that still waits, and whatever is opened later, as failed for `reason`.
@@ -305,6 +310,7 @@ impl Ledger {
             state.settling_since = None;
             state.outbox.clear();
             state.pulses.clear();
+            state.deaths.clear();
             (std::mem::take(&mut state.ended), std::mem::take(&mut state.released))
         };
         for record in ended.into_values() {

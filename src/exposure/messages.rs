@@ -159,14 +159,38 @@ impl Ledger {
         let (ledger, dead_key, dead) = (Arc::downgrade(self), key.clone(), id.clone());
         let watch = process::watch(process, move || {
             if let Some(ledger) = ledger.upgrade() {
-                ledger.bury(&dead_key, &dead);
+                ledger.note_death(&dead_key, &dead);
             }
         });
         record.inner().users.watch(id, watch, self.keepalive.is_some());
         self.attend(&record, Instant::now());
     }
 
-    /// The process of an active side is dead.
+    /// The process of an active side is dead. What it had said before waits to be heard, perhaps that all bytes have moved:
+    /// so it is buried behind one more look at the wire.
+    fn note_death(&self, key: &OperationKey, id: &UserId) {
+        let mut state = self.state.lock();
+        if !(state.is_over || state.is_abandoned) {
+            let look = state.looks;
+            state.deaths.push((look, key.clone(), id.clone()));
+        }
+    }
+
+    /// Buries those whose death was known before this look at the wire.
+    pub(super) fn bury_dead(&self) {
+        let due: Vec<_> = {
+            let mut state = self.state.lock();
+            let (look, deaths) = (state.looks, std::mem::take(&mut state.deaths));
+            let (due, early) = deaths.into_iter().partition(|(known, ..)| *known < look);
+            state.deaths = early;
+            due
+        };
+        for (_, key, id) in due {
+            self.bury(&key, &id);
+        }
+    }
+
+    /// The process of an active side is dead, and all is heard that it had said.
     pub(super) fn bury(&self, key: &OperationKey, id: &UserId) {
         let Some(record) = self.known(key) else { return };
         let user = {
@@ -188,7 +212,7 @@ impl Ledger {
             .with_context("peer", &id.agent)
             .with_context("bytes", record.operation().bytes_total());
         self.end(&record, Outcome::Failed(error));
-        // Dropped here, on the watch's own thread: which does not wait for itself.
+        // Without a lock that the watch's own thread may want.
         drop(user);
     }
 
