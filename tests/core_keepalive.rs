@@ -157,7 +157,7 @@ fn a_reader_that_does_not_answer_is_lost_and_its_memory_is_not_let_go() {
     // It is back, finds that it has come too late, and says that it is done.
     bench.wire.mend();
     bench.network.release_all();
-    assert_eq!(end(&bench.moving), (Status::Errored, Some(ErrorKind::Stale)));
+    assert_eq!(end(&bench.moving), (Status::Errored, Some(ErrorKind::Transfer)));
     bench.finish();
 }
 

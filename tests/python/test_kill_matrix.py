@@ -16,7 +16,7 @@ from dynamo_nixl import Descriptor
 
 from support import endings, roles
 from support.aborts import again_where_ucx_aborts
-from support.endings import DONE, FAILED, HUGE, LEASE_EXPIRED, PEER_LOST, STALE, TIMED_OUT, End
+from support.endings import DONE, FAILED, HUGE, LEASE_EXPIRED, PEER_LOST, TIMED_OUT, End
 from support.fixtures import TRANSPORTS
 from support.held import grown, held_by
 from support.here import PATIENCE, settle
@@ -90,16 +90,15 @@ state("owner", "unused", "stop", only(DONE))
 state("owner", "unused", "exit", only(PEER_LOST))
 state("owner", "begin", "kill", only(PEER_LOST))
 state("owner", "begin", "stop", only(TIMED_OUT))
-# The transfer may be over first; the process may have ended before its message is looked at; and the word, which is
-# asked for twice, says that the exposure has failed before the message does.
-state("owner", "begin", "exit", only(FAILED, PEER_LOST, DONE, STALE))
+# The transfer may be over first; and the process may have ended before its message is looked at.
+state("owner", "begin", "exit", only(FAILED, PEER_LOST, DONE))
 state("owner", "transfer", "kill", only(PEER_LOST))
 # Where the kernel copies, a stopped process can be read and written; a lane that is not connected yet needs it to run.
 state("owner", "transfer", "stop", only(DONE, TIMED_OUT), only(TIMED_OUT))
-state("owner", "transfer", "exit", only(FAILED, PEER_LOST, DONE, STALE))
+state("owner", "transfer", "exit", only(FAILED, PEER_LOST, DONE))
 state("owner", "unnotified", "kill", only(DONE), only(PEER_LOST))
 state("owner", "unnotified", "stop", only(DONE), only(TIMED_OUT))
-state("owner", "unnotified", "exit", only(DONE), only(DONE, FAILED, PEER_LOST, STALE))
+state("owner", "unnotified", "exit", only(DONE), only(DONE, FAILED, PEER_LOST))
 for each in EVENTS:
     state("owner", "idle", each, NOTHING)
 

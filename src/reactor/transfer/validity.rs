@@ -65,7 +65,8 @@ impl Validity {
             ),
             Some(WordState::Cancelled) => (ErrorKind::CancelledByPeer, "the peer has cancelled the operation"),
             Some(WordState::Expired) => (ErrorKind::LeaseExpired, "the operation's lease has ended at the peer"),
-            Some(WordState::Failed) => (ErrorKind::Stale, "the operation has failed at the peer"),
+            // As its message says, which may come later.
+            Some(WordState::Failed) => (ErrorKind::Transfer, "the operation has failed at the peer"),
             None => (
                 ErrorKind::Stale,
                 "the operation ended long ago; its memory may have another use",
