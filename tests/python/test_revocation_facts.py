@@ -130,7 +130,7 @@ def test_a_late_read_of_ours_is_an_error(pair, end, use):
     number, metadata = pair.owner.call(expose, "create_readable")
     if end == "complete":
         assert pair.reader.call(roles.read, metadata, seed=1) == ("DONE", True)
-    again = pair.owner.call(end_and_use, number, use)
+    again = pair.owner.call(end_and_use, number, end, use)
     expected = "StaleMetadataError" if end == "complete" else "CancelledByPeerError"
     assert pair.reader.call(fail_to_move, "begin_read", metadata) == expected
     if again:
@@ -143,7 +143,7 @@ def test_a_late_write_of_ours_is_refused_before_its_first_byte(pair, end, use):
     number, metadata = pair.owner.call(expose, "create_writable")
     if end == "complete":
         assert pair.reader.call(roles.write, metadata, seed=1) == "DONE"
-    pair.owner.call(end_and_use, number, use)
+    pair.owner.call(end_and_use, number, end, use)
     expected = "StaleMetadataError" if end == "complete" else "CancelledByPeerError"
     assert pair.reader.call(fail_to_move, "begin_write", metadata) == expected
     assert pair.owner.call(holds, 2)
@@ -156,9 +156,12 @@ async def expose(here: Here, how: str) -> tuple[int, dict[str, Any]]:
     return here.keep(operation), operation.metadata().model_dump()
 
 
-async def end_and_use(here: Here, number: int, use: str) -> dict[str, Any] | None:
+async def end_and_use(here: Here, number: int, end: str, use: str) -> dict[str, Any] | None:
     """End the exposure, and give its memory another use; where it is exposed again, return the new metadata."""
     operation = here.kept.pop(number)
+    if end == "complete":
+        # The peer is done before its notification is heard here, and until then a cancel would be the end.
+        await operation.wait_for_completion()
     operation.cancel()
     if use != "held":
         await operation.wait_quiesced()
