@@ -165,7 +165,24 @@ fn compress(blob: &[u8]) -> Result<Vec<u8>> {
 
 /// Decompresses one zlib stream; returns its content and how many bytes it took.
 fn decompress(bytes: &[u8]) -> Result<(Vec<u8>, usize)> {
-    let mut inflater = Decompress::new(true);
+    /// Kept, because setting one up takes as long as what it is then used for.
+    static INFLATER: Mutex<Option<Decompress>> = Mutex::new(None);
+    let kept = INFLATER.try_lock().and_then(|mut kept| kept.take());
+    let mut inflater = match kept {
+        Some(mut inflater) => {
+            inflater.reset(true);
+            inflater
+        }
+        None => Decompress::new(true),
+    };
+    let result = inflate(&mut inflater, bytes);
+    if let Some(mut kept) = INFLATER.try_lock() {
+        *kept = Some(inflater);
+    }
+    result
+}
+
+fn inflate(inflater: &mut Decompress, bytes: &[u8]) -> Result<(Vec<u8>, usize)> {
     let mut blob = Vec::new();
     loop {
         // One byte above the limit is enough to see that it is exceeded; no more is ever allocated.
