@@ -153,6 +153,35 @@ fn watches_of_one_process_share_a_pidfd() {
 }
 
 #[test]
+fn a_process_that_was_watched_lately_need_not_be_looked_for() {
+    let watcher = watcher();
+    let child = Sleeper::start();
+    let alarm = || Arc::clone(&watcher.state.lock().runner.as_ref().unwrap().alarm);
+    let other = Sleeper::start();
+    let _other = watcher.add(other.id, Box::new(|| {})).unwrap();
+    drop(watcher.add(child.id, Box::new(|| {})).unwrap());
+    let kept = Arc::downgrade(&watcher.state.lock().processes[&child.id].pidfd);
+    let (action, reports) = report(());
+    let guard = watcher.add(child.id, Box::new(action)).unwrap();
+    assert!(
+        kept.upgrade()
+            .is_some_and(|kept| Arc::ptr_eq(&kept, &watcher.state.lock().processes[&child.id].pidfd))
+    );
+    watcher.turn(&alarm(), true);
+    assert!(watcher.state.lock().processes.contains_key(&child.id), "it is watched");
+    drop(guard);
+    watcher.turn(&alarm(), false);
+    assert!(
+        watcher.state.lock().processes.contains_key(&child.id),
+        "it was, just now"
+    );
+    watcher.turn(&alarm(), true);
+    assert!(!watcher.state.lock().processes.contains_key(&child.id));
+    assert_eq!(the_one(&reports), None);
+    watcher.end();
+}
+
+#[test]
 fn a_panic_ends_only_its_own_call() {
     let watcher = watcher();
     let child = Sleeper::start();
@@ -250,7 +279,7 @@ fn a_forked_child_has_watches_of_its_own() {
 }
 
 #[test]
-fn watches_that_come_and_go_leave_nothing() {
+fn watches_that_come_and_go_leave_one_pidfd_until_the_end() {
     // In a child, since tests that run beside this one have watches, too.
     assert!(in_child(|| {
         let children = [Sleeper::start(), Sleeper::start()];
@@ -258,9 +287,10 @@ fn watches_that_come_and_go_leave_nothing() {
             let guard = watch(children[index % 2].id, || panic!("it lives")).unwrap();
             drop(guard);
         }
-        assert!(eventually(|| children.iter().all(|child| pidfds(child.id) == 0)));
-        assert_eq!(threads(), 1);
+        assert!(children.iter().all(|child| pidfds(child.id) == 1));
+        assert!(eventually(|| threads() == 1));
         end();
         assert!(eventually(|| threads() == 0));
+        assert!(children.iter().all(|child| pidfds(child.id) == 0));
     }));
 }
