@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 from .descriptor import ADDRESS_END, Descriptor
-from .device import Device
+from .device import Device, parse
 from .errors import MetadataError
 from .kinds import DeviceKind
 
@@ -20,13 +21,11 @@ if TYPE_CHECKING:
 
 def check_remote_metadata(metadata: Any) -> RdmaMetadata:
     """Return the metadata, made ours if it is upstream's. Raises TypeError for anything else."""
-    # Loads pydantic, which must not be part of importing the package; whoever has metadata has it loaded.
-    from .metadata import RdmaMetadata
-
-    if isinstance(metadata, RdmaMetadata):
+    model = _model()
+    if isinstance(metadata, model):
         return metadata
     if _is_upstreams(metadata, "RdmaMetadata"):
-        return RdmaMetadata.model_validate(metadata.model_dump())
+        return model.model_validate(metadata.model_dump())
     hint = ""
     if isinstance(metadata, Descriptor | list):
         hint = "; the order is begin_read(metadata, descriptors) and begin_write(descriptors, metadata)"
@@ -35,6 +34,14 @@ def check_remote_metadata(metadata: Any) -> RdmaMetadata:
     elif isinstance(metadata, dict):
         hint = "; make it with RdmaMetadata.model_validate"
     raise TypeError(f"expected the RdmaMetadata of a peer, got {type(metadata).__name__}{hint}")
+
+
+@cache
+def _model() -> type[RdmaMetadata]:
+    # Loads pydantic, which must not be part of importing the package; whoever has metadata has it loaded.
+    from .metadata import RdmaMetadata
+
+    return RdmaMetadata
 
 
 def local_descriptors_of(descriptors: Any) -> Descriptor | list[Descriptor]:
@@ -75,26 +82,22 @@ def as_list(descriptors: Descriptor | list[Descriptor]) -> list[Descriptor]:
     return [descriptors] if isinstance(descriptors, Descriptor) else list(descriptors)
 
 
-def check_fit(local: Descriptor | list[Descriptor], remote: Descriptor | list[Descriptor]) -> None:
+def check_fit(local: list[Descriptor], remote: list[RemoteRange]) -> None:
     """Raise ValueError unless both sides have the same shape: alone or in a list, as many, each as large.
 
     A list of one counts as alone.
     """
-    local_list, remote_list = as_list(local), as_list(remote)
-    if not local_list:
+    if not local:
         raise ValueError("there is no local descriptor")
-    if (len(local_list) == 1) != (len(remote_list) == 1):
-        raise ValueError(
-            "one side has a single descriptor, the other a list: "
-            f"{len(local_list)} local, {len(remote_list)} at the peer"
-        )
-    if len(local_list) != len(remote_list):
-        raise ValueError(
-            f"both sides must have as many descriptors: {len(local_list)} local, {len(remote_list)} at the peer"
-        )
-    for index, (mine, theirs) in enumerate(zip(local_list, remote_list, strict=True)):
-        if mine.size != theirs.size:
-            raise ValueError(f"the sizes of descriptor {index} differ: {mine.size} local, {theirs.size} at the peer")
+    if len(local) != len(remote):
+        if len(local) == 1 or len(remote) == 1:
+            complaint = "one side has a single descriptor, the other a list"
+        else:
+            complaint = "both sides must have as many descriptors"
+        raise ValueError(f"{complaint}: {len(local)} local, {len(remote)} at the peer")
+    for index, (mine, (_, _, _, size)) in enumerate(zip(local, remote, strict=True)):
+        if mine.size != size:
+            raise ValueError(f"the sizes of descriptor {index} differ: {mine.size} local, {size} at the peer")
 
 
 def local_ranges(
@@ -111,29 +114,42 @@ def local_ranges(
     """
     if not descriptors:
         raise ValueError("there is no local descriptor")
-    _check_one_kind(descriptors, "local")
+    _check_one_kind([descriptor.device.kind for descriptor in descriptors], "local")
     for descriptor in descriptors:
         descriptor._check_connection(connection)
     return [descriptor._local_range(is_destination=is_destination) for descriptor in descriptors]
 
 
-def remote_ranges(descriptors: Sequence[Descriptor]) -> list[RemoteRange]:
-    """Say what the native side needs of the peer's side. Raises MetadataError for what no peer can have."""
-    _check_one_kind(descriptors, "the peer's")
-    ranges = []
-    for descriptor in descriptors:
-        device, ptr, size = descriptor.device, descriptor.ptr, descriptor.size
+def remote_ranges(metadata: RdmaMetadata) -> list[RemoteRange]:
+    """Say what the metadata exposes, as the native side needs it. See `check_remote`.
+
+    Raises
+    ------
+    ValueError
+        If that is nothing, or a device's ordinal is not an integer.
+    """
+    if not metadata.descriptors:
+        raise ValueError("the metadata holds no descriptor")
+    # By way of no Descriptor: this is done for each transfer, however small.
+    return [(*parse(each.device), each.ptr, each.size) for each in metadata.descriptors]
+
+
+def check_remote(ranges: list[RemoteRange]) -> None:
+    """Raise ValueError unless all are on devices of one kind, and MetadataError for what no peer can have."""
+    _check_one_kind([kind for kind, _, _, _ in ranges], "the peer's")
+    for kind, ordinal, ptr, size in ranges:
         # The model takes any integer, as upstream's; the native side has 64 bits.
-        if ptr <= 0 or ptr + size > ADDRESS_END or not 0 <= device.id < ADDRESS_END:
-            raise MetadataError(f"no memory can have this range: {descriptor}")
-        ranges.append((int(device.kind), device.id, ptr, size))
-    return ranges
+        if ptr <= 0 or ptr + size > ADDRESS_END or not 0 <= ordinal < ADDRESS_END:
+            shown = Descriptor((ptr, size, Device((DeviceKind(kind), ordinal)), None))
+            raise MetadataError(f"no memory can have this range: {shown}")
 
 
-def _check_one_kind(descriptors: Sequence[Descriptor], side: str) -> None:
-    kind = descriptors[0].device.kind
-    if kind is DeviceKind.UNSPECIFIED:
+def _check_one_kind(kinds: Sequence[int], side: str) -> None:
+    kind = kinds[0]
+    if kind == DeviceKind.UNSPECIFIED:
         raise ValueError(f"{side} descriptor has no device")
-    for descriptor in descriptors:
-        if descriptor.device.kind is not kind:
-            raise ValueError(f"{side} descriptors are on different kinds of devices: {kind}, {descriptor.device.kind}")
+    for other in kinds:
+        if other != kind:
+            raise ValueError(
+                f"{side} descriptors are on different kinds of devices: {DeviceKind(kind)}, {DeviceKind(other)}"
+            )

@@ -466,7 +466,8 @@ async def _made(make: Callable[[], _Operation], *, is_long: bool) -> _Operation:
     """Make an operation and wait until it has got going."""
     _loop.attend()
     operation = await _loop.run_off_loop(make) if is_long else make()
-    await operation._wait_until_started()
+    if not operation._native.has_started:
+        await operation._wait_until_started()
     if is_long and isinstance(operation, PassiveOperation):
         try:
             await _loop.run_off_loop(operation._prepare_metadata)

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakSet
+from weakref import ref
 
 import dynamo_nixl
 
@@ -25,7 +25,7 @@ _NOWHERE: Final = 0x1000
 """Stands for the address of nothing; it is never followed."""
 
 _users_lock = threading.RLock()
-"""For all descriptors: a set must not grow while it is gone through, and that is over in a microsecond."""
+"""For all descriptors: two operations that begin in two threads must not forget each other."""
 
 
 def _renew_lock() -> None:
@@ -79,7 +79,8 @@ class Descriptor:
         self._data_ref: object
         self._owner: object
         self._refusal: str | None = None
-        self._users: WeakSet[AbstractOperation] | None = None
+        # Replaced and never changed, and no WeakSet: of thousands of descriptors each would have one of its own.
+        self._users: tuple[ref[AbstractOperation], ...] = ()
         self._registration: tuple[Connection, Region] | None = None
 
         if data is None:
@@ -210,10 +211,8 @@ class Descriptor:
 
     def _is_used(self, connection: Connection | None) -> bool:
         """Whether an operation, of that connection or of any, holds the memory."""
-        with _users_lock:
-            return self._users is not None and any(
-                not user._is_disposed and connection in (None, user._connection) for user in self._users
-            )
+        users = [user for each in self._users if (user := each()) is not None and _is_in_use(user)]
+        return any(connection in (None, user._connection) for user in users)
 
     def register_with_connector(self, connection: dynamo_nixl.Connection) -> None:
         """Register the memory once, for all operations that use it or the beginning of it.
@@ -333,11 +332,19 @@ class Descriptor:
             raise ValueError(f"no memory can have this range: {self}")
         return int(device.kind), device.id, self._data_ptr, self._data_size, self._owner
 
-    def _add_user(self, operation: AbstractOperation) -> None:
-        with _users_lock:
-            if self._users is None:
-                self._users = WeakSet()
-            self._users.add(operation)
+
+def _is_in_use(user: AbstractOperation | None) -> bool:
+    return user is not None and not user._is_disposed
+
+
+def add_user(descriptors: list[Descriptor], operation: AbstractOperation) -> None:
+    """Have them know of an operation that uses them."""
+    # One for all of them: thousands of new objects would set off the garbage collector.
+    alone = (ref(operation),)
+    with _users_lock:
+        for descriptor in descriptors:
+            living = [each for each in descriptor._users if _is_in_use(each())] if descriptor._users else None
+            descriptor._users = (*living, *alone) if living else alone
 
 
 def _check_connection(connection: object) -> None:

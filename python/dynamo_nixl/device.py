@@ -1,5 +1,6 @@
 """Naming a device: `"cuda:1"`, `"cpu"` or a pair of kind and ordinal."""
 
+from functools import lru_cache
 from typing import Final
 
 from .kinds import DeviceKind
@@ -44,7 +45,7 @@ class Device:
             case None:
                 raise ValueError("a device needs a name or a (DeviceKind, int) pair: None")
             case str():
-                self._kind, self._id = _parse(given)
+                self._kind, self._id = parse(given)
             case (DeviceKind() as kind, int() as ordinal) if isinstance(given, tuple):
                 self._kind, self._id = kind, ordinal
             case _:
@@ -68,7 +69,9 @@ class Device:
         return f"Device(kind={self._kind}, id={self._id})"
 
 
-def _parse(name: str) -> tuple[DeviceKind, int]:
+@lru_cache(maxsize=64)
+def parse(name: str) -> tuple[DeviceKind, int]:
+    """Read a device's name. Raises ValueError where it names none."""
     text = name.strip().lower()
     for prefix, kind in _PREFIXES:
         if text.startswith(prefix):

@@ -16,6 +16,7 @@ from . import _core, _loop
 from ._pairing import (
     as_list,
     check_fit,
+    check_remote,
     check_remote_metadata,
     local_descriptors_of,
     local_ranges,
@@ -23,7 +24,7 @@ from ._pairing import (
 )
 from ._settings import DEFAULT, Seconds, seconds
 from .connection import Connection
-from .descriptor import Descriptor
+from .descriptor import Descriptor, add_user
 from .errors import NixlConnectError
 from .kinds import OperationKind, OperationStatus
 from .remote import Remote
@@ -46,8 +47,7 @@ class AbstractOperation(ABC):
         self._local_descriptors = local_descriptors
         self._native = native
         self._is_disposed = False
-        for descriptor in local_descriptors:
-            descriptor._add_user(self)
+        add_user(local_descriptors, self)
 
     @property
     def connection(self) -> Connection:
@@ -164,15 +164,14 @@ class AbstractOperation(ABC):
 
         A transfer that fails later raises where its end is awaited.
         """
+        try:
+            await _loop.wait(self._native, _core.STARTED)
+        except BaseException:
+            # Nobody will get hold of this operation, though a traceback may keep it alive.
+            self.cancel()
+            raise
         if not self._native.has_started:
-            try:
-                await _loop.wait(self._native, _core.STARTED)
-            except BaseException:
-                # Nobody will get hold of this operation, though a traceback may keep it alive.
-                self.cancel()
-                raise
-            if not self._native.has_started:
-                self._native.raise_for_outcome()
+            self._native.raise_for_outcome()
 
 
 class ActiveOperation(AbstractOperation):
@@ -195,12 +194,11 @@ class ActiveOperation(AbstractOperation):
             raise ValueError(f"the peer's memory is not exposed for {operation_kind}")
         if not remote_metadata.notification_key:
             raise ValueError("the peer's metadata has no notification key")
-        remote_descriptors = remote_metadata.to_descriptors()
-        check_fit(local_descriptors, remote_descriptors)
+        theirs = remote_ranges(remote_metadata)
         local = as_list(local_descriptors)
-        remote = as_list(remote_descriptors)
+        check_fit(local, theirs)
         mine = local_ranges(local, connection, is_destination=operation_kind is OperationKind.READ)
-        theirs = remote_ranges(remote)
+        check_remote(theirs)
         limit = seconds("timeout", timeout, connection.connector._settings.timeout)
         connection._open_blocking()
         native = connection._native.begin(
@@ -213,7 +211,7 @@ class ActiveOperation(AbstractOperation):
             bool(verify),
         )
         super().__init__(connection, operation_kind, local, native)
-        self._remote_descriptors = remote
+        self._remote_metadata = remote_metadata
         self._remote: Remote | None = None
 
     @property
@@ -256,7 +254,7 @@ class ActiveOperation(AbstractOperation):
         return (
             f"{type(self).__name__}(operation_kind={self._operation_kind}, "
             f"local_descriptors={_alone(self._local_descriptors)}, "
-            f"remote_descriptors={_alone(self._remote_descriptors)}, "
+            f"remote_descriptors={self._remote_metadata.to_descriptors()}, "
             f"notification_key='{self._native.notification_key}', remote='{self._native.peer}', "
             f"status='{self.status}')"
         )
