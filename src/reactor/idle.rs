@@ -15,18 +15,26 @@ const STALLED_NAP: Duration = Duration::from_micros(50);
 const STALLED: Duration = Duration::from_millis(100);
 /// The pace then; commands end it at once.
 const STALLED_PARK: Duration = Duration::from_millis(1);
-/// While operations wait for a peer and something happened lately: half of this is added to their wake-up on average.
+/// While operations wait for a peer and something happened just now: half of this is added to their wake-up on average.
+const BUSY_NAP: Duration = Duration::from_micros(50);
+/// "Just now".
+const BUSY: Duration = Duration::from_millis(20);
+/// The pace after that.
 const WAITING_NAP: Duration = Duration::from_micros(100);
-/// "Lately".
+/// Until nothing has happened for so long.
 const WARM: Duration = Duration::from_secs(1);
 /// Operations wait, but nothing has happened for long: 1 to 2 % of a core. Tokio's timer counts in milliseconds.
 const WAITING_PARK: Duration = Duration::from_millis(2);
+/// Others move the bytes, and tell when they are done: only limits of time are to be looked after.
+const DELEGATED_PARK: Duration = Duration::from_millis(5);
 /// Nothing is pending, but something was a moment ago: a late reader may be connecting. Commands end it at once.
 const COOLING: Duration = Duration::from_millis(20);
 /// The pace until then.
 const COOLING_PARK: Duration = Duration::from_millis(1);
 /// Nothing is pending, but memory is registered or a peer is loaded: a late reader needs this side to connect.
 const ATTACHED_PARK: Duration = Duration::from_millis(10);
+/// The same, once nothing has happened for `WARM`.
+const FORGOTTEN_PARK: Duration = Duration::from_millis(50);
 /// Nothing at all.
 const DETACHED_PARK: Duration = Duration::from_millis(100);
 
@@ -37,6 +45,8 @@ pub(crate) struct Activity {
     pub(crate) progressed: bool,
     /// Transfers that the lane still drives.
     pub(crate) transfers: usize,
+    /// Those of them whose bytes other lanes move; they touch this one when they are done.
+    pub(crate) delegated: usize,
     /// Operations that wait for a notification.
     pub(crate) waiting: usize,
     /// Whether memory is registered or a peer loaded.
@@ -86,7 +96,7 @@ impl IdlePolicy {
             self.last_progress = now;
         }
         let quiet = now.duration_since(self.last_progress);
-        if activity.transfers > 0 {
+        if activity.transfers > activity.delegated {
             return match quiet {
                 quiet if quiet < SPIN => Rest::Spin,
                 quiet if quiet < YIELD => Rest::Yield,
@@ -95,19 +105,22 @@ impl IdlePolicy {
             };
         }
         if activity.waiting > 0 {
-            return if quiet < WARM {
-                Rest::Nap(WAITING_NAP)
-            } else {
-                Rest::Park(WAITING_PARK)
+            return match quiet {
+                quiet if quiet < BUSY => Rest::Nap(BUSY_NAP),
+                quiet if quiet < WARM => Rest::Nap(WAITING_NAP),
+                _ => Rest::Park(WAITING_PARK),
             };
+        }
+        if activity.delegated > 0 {
+            return Rest::Park(DELEGATED_PARK);
         }
         if quiet < COOLING && activity.attached {
             return Rest::Park(COOLING_PARK);
         }
-        Rest::Park(if activity.attached {
-            ATTACHED_PARK
-        } else {
-            DETACHED_PARK
+        Rest::Park(match activity.attached {
+            true if quiet < WARM => ATTACHED_PARK,
+            true => FORGOTTEN_PARK,
+            false => DETACHED_PARK,
         })
     }
 }
@@ -140,13 +153,15 @@ mod tests {
             attached: true,
             ..Activity::default()
         };
-        assert_eq!(rest_after(Duration::ZERO, waiting), Rest::Nap(WAITING_NAP));
+        assert_eq!(rest_after(Duration::ZERO, waiting), Rest::Nap(BUSY_NAP));
+        assert_eq!(rest_after(BUSY, waiting), Rest::Nap(WAITING_NAP));
         assert_eq!(rest_after(Duration::from_secs(2), waiting), Rest::Park(WAITING_PARK));
         let attached = Activity {
             attached: true,
             ..Activity::default()
         };
-        assert_eq!(rest_after(Duration::from_secs(2), attached), Rest::Park(ATTACHED_PARK));
+        assert_eq!(rest_after(BUSY, attached), Rest::Park(ATTACHED_PARK));
+        assert_eq!(rest_after(WARM, attached), Rest::Park(FORGOTTEN_PARK));
         assert_eq!(
             rest_after(Duration::from_secs(2), Activity::default()),
             Rest::Park(DETACHED_PARK)
@@ -172,7 +187,7 @@ mod tests {
                 },
                 later
             ),
-            Rest::Nap(WAITING_NAP)
+            Rest::Nap(BUSY_NAP)
         );
         assert_eq!(
             policy.next(waiting, later + Duration::from_millis(500)),
