@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::sync::lock::Mutex;
 
-use crate::descriptor::{TransferPlan, check_side};
+use crate::descriptor::{Pair, TransferPlan, check_side};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exposure::{Exposure, Terms};
 use crate::handle::{OperationHandle, Side};
@@ -15,14 +15,16 @@ use crate::operation::Operation;
 use crate::peer::RemoteMetadata;
 use crate::process::{self, Origin, PerProcess};
 use crate::reactor::closing::{Closing, ClosingOrder};
-use crate::reactor::lane::Lane;
+use crate::reactor::copies::{CopyLanes, Material};
+use crate::reactor::crew::{CREW_BYTES, Hands};
+use crate::reactor::lane::{Lane, Role};
 use crate::reactor::state::closed;
 use crate::reactor::transfer::{Limits, Transfer};
 use crate::region::{KeepAlive, LocalMemory, Region};
 use crate::settings::{LONGEST, Settings};
 use crate::thread;
 use crate::transport::{AgentFlavor, TransportFactory, loader, nixl};
-use crate::types::{AgentName, Direction, MemoryRange, OperationKey};
+use crate::types::{AgentName, Direction, MemoryKind, MemoryRange, OperationKey};
 use crate::wire::limits;
 
 /// How long lanes that nobody holds any more may still take beyond the deadline of a shutdown.
@@ -61,6 +63,8 @@ struct Lanes {
     plain_spare: Option<Arc<Lane>>,
     /// Spares that were replaced, as long as something of theirs is under way or held; looked at with the next one.
     retired: Vec<Arc<Lane>>,
+    /// For the bytes of big transfers.
+    copies: CopyLanes,
     spares_made: u64,
     is_closed: bool,
 }
@@ -68,8 +72,12 @@ struct Lanes {
 impl Lanes {
     fn all(&self) -> Vec<Arc<Lane>> {
         let current = [&self.control, &self.plain, &self.control_spare, &self.plain_spare];
-        let current = current.into_iter().flatten().cloned();
-        current.chain(self.retired.iter().cloned()).collect()
+        let current = current.into_iter().flatten();
+        current
+            .chain(self.copies.iter())
+            .chain(&self.retired)
+            .cloned()
+            .collect()
     }
 }
 
@@ -92,6 +100,8 @@ pub struct Stats {
     pub bytes_in_grace: u64,
     /// Ranges that stay pinned because a failed piece over them can never be shown quiet.
     pub unquiet_regions: usize,
+    /// Agents that are ready to move the bytes of big transfers.
+    pub copy_lanes: usize,
     /// Notifications that completed an exposure.
     pub notifications_matched: u64,
     /// Notifications that matched nothing.
@@ -234,12 +244,13 @@ impl Connector {
         let plan = TransferPlan::new(&local_ranges, remote)?;
         metadata.check_covers(remote)?;
         let lane = self.lane_for(&metadata)?;
+        let hands = self.hands_for(&metadata, &plan, &lane);
         let operation = Operation::new(direction, key, Some(metadata.agent().clone()), plan.total_bytes());
         let limits = Limits {
             timeout: options.timeout,
             stall: self.inner.settings.stall_timeout,
         };
-        let transfer = Transfer::new(Arc::clone(&operation), Arc::new(metadata), plan, local, limits);
+        let transfer = Transfer::new(Arc::clone(&operation), Arc::new(metadata), plan, local, limits).with_hands(hands);
         lane.start(if options.verify { transfer.verified()? } else { transfer });
         Ok(OperationHandle::new(
             operation,
@@ -283,16 +294,24 @@ impl Connector {
             .with_context("agent", metadata.agent())
             .with_hint("use a second Connector for the other side, or another worker id if that is another process"));
         }
-        // An owner without the trailer, or without `MM_ERROR_HANDLING`, needs a reader without it.
-        let is_own = metadata
-            .trailer()
-            .is_some_and(|trailer| trailer.shared_memory_notifications);
-        let flavor = if is_own {
-            AgentFlavor::SharedMemoryErrors
-        } else {
-            AgentFlavor::Plain
-        };
-        self.inner.transfer_lane(flavor, metadata.agent())
+        self.inner.transfer_lane(flavor_for(metadata), metadata.agent())
+    }
+
+    /// Who helps a transfer with its bytes: nobody where it is small, where it is not a processor of this host that copies
+    /// them, as far as the owner's metadata tells, or where the notification has to go out with the last of them.
+    fn hands_for(&self, metadata: &RemoteMetadata, plan: &TransferPlan, lane: &Arc<Lane>) -> Option<Hands> {
+        let is_host_memory = |pair: &Pair| pair.local.kind == MemoryKind::Dram && pair.remote.kind == MemoryKind::Dram;
+        let owner = metadata.trailer().and_then(|trailer| trailer.process)?;
+        let is_here = process::here().is_some_and(|here| here.host == owner.host);
+        if !is_here
+            || flavor_for(metadata) != AgentFlavor::SharedMemoryErrors
+            || metadata.validity().is_none()
+            || plan.total_bytes() < CREW_BYTES
+            || !plan.pairs().first().is_some_and(is_host_memory)
+        {
+            return None;
+        }
+        Hands::new(self.inner.copy_lanes(metadata.agent()), lane)
     }
 
     /// Lets one peer read (`Direction::Read`) or write (`Direction::Write`) `local`, once, for as long as `lease`; `None`
@@ -368,6 +387,7 @@ impl Connector {
             ..Stats::default()
         };
         for lane in self.inner.lanes() {
+            stats.copy_lanes += usize::from(lane.is_ready_to_copy());
             stats.peers += lane.peers().len();
             stats.reloads += lane.reloads();
             let (transfers, unquiet) = lane.pending();
@@ -434,12 +454,19 @@ impl Inner {
             AgentFlavor::Plain => &mut lanes.plain_spare,
         };
         // A spare that refuses the peer as well is left to the operations that hold it, and ends with them.
-        let replaced = spare.take_if(|lane| lane.refuses(peer) || has_failed(lane));
+        let replaced = spare.take_if(|lane| lane.refuses(peer) || lane.has_failed());
         if let Some(spare) = spare {
             return Ok(Arc::clone(spare));
         }
         let name = AgentName::new(&format!("{}-spare-{number}", self.name));
-        let lane = Lane::spawn("nixl-spare", name, flavor, Arc::clone(&self.factory), self.settings)?;
+        let lane = Lane::spawn(
+            "nixl-spare",
+            name,
+            flavor,
+            Arc::clone(&self.factory),
+            self.settings,
+            Role::Whole,
+        )?;
         *spare = Some(Arc::clone(&lane));
         lanes.spares_made += 1;
         lanes
@@ -447,6 +474,19 @@ impl Inner {
             .retain(|lane| Arc::strong_count(lane) > 1 || lane.pending().0 > 0);
         lanes.retired.extend(replaced);
         Ok(lane)
+    }
+
+    fn copy_lanes(&self, peer: &AgentName) -> Vec<Arc<Lane>> {
+        let mut lanes = self.lanes.lock();
+        if lanes.is_closed {
+            return Vec::new();
+        }
+        let material = Material {
+            connector: &self.name,
+            factory: &self.factory,
+            settings: self.settings,
+        };
+        lanes.copies.ready(&material, peer)
     }
 
     /// The lane of a flavor, started if need be. One whose agent failed is replaced, so that a later call tries again.
@@ -461,11 +501,18 @@ impl Inner {
                 (&mut lanes.plain, "nixl-plain", name)
             }
         };
-        slot.take_if(|lane| has_failed(lane));
+        slot.take_if(|lane| lane.has_failed());
         if let Some(lane) = slot {
             return Ok(Arc::clone(lane));
         }
-        let lane = Lane::spawn(thread, name, flavor, Arc::clone(&self.factory), self.settings)?;
+        let lane = Lane::spawn(
+            thread,
+            name,
+            flavor,
+            Arc::clone(&self.factory),
+            self.settings,
+            Role::Whole,
+        )?;
         *slot = Some(Arc::clone(&lane));
         Ok(lane)
     }
@@ -504,9 +551,16 @@ impl Drop for Inner {
     }
 }
 
-/// Whether nothing can be done with the lane any more: its agent could not be made, or its thread has panicked.
-fn has_failed(lane: &Lane) -> bool {
-    lane.has_ended() || matches!(lane.opened(), Some(Err(_)))
+/// An owner without the trailer, or without `MM_ERROR_HANDLING`, needs a reader without it.
+fn flavor_for(metadata: &RemoteMetadata) -> AgentFlavor {
+    let is_own = metadata
+        .trailer()
+        .is_some_and(|trailer| trailer.shared_memory_notifications);
+    if is_own {
+        AgentFlavor::SharedMemoryErrors
+    } else {
+        AgentFlavor::Plain
+    }
 }
 
 /// Tells lanes to end, together.

@@ -165,6 +165,12 @@ impl PieceCursor {
         }
     }
 
+    /// Goes back to the start, for pieces of another size.
+    pub fn limit(&mut self, limits: PieceLimits) {
+        self.limits = limits;
+        self.rewind();
+    }
+
     /// Goes back to the start.
     pub fn rewind(&mut self) {
         (self.index, self.offset) = (0, 0);
@@ -184,6 +190,11 @@ impl PieceCursor {
             ahead.advance(&self.plan, self.limits, |_, _| {});
             ahead.index == self.plan.pairs.len()
         }
+    }
+
+    /// Goes to the end.
+    pub fn skip_all(&mut self) {
+        (self.index, self.offset) = (self.plan.pairs.len(), 0);
     }
 
     /// The next piece, or `None` at the end.

@@ -26,7 +26,9 @@ const MAX_REGIONS_PER_PEER: usize = 16_384;
 
 /// With so many peers loaded, the one unused for longest makes room: each holds sockets and shared memory, and a process
 /// that serves short-lived peers must not collect them for ever.
-const MAX_PEERS: usize = 256;
+pub(crate) const MAX_PEERS: usize = 256;
+/// The same for an agent that copies, of which there are several.
+pub(crate) const MAX_PEERS_OF_COPIES: usize = 64;
 
 /// So many refused names are remembered.
 const MAX_REFUSED: usize = 4096;
@@ -47,7 +49,7 @@ pub enum Plan {
 }
 
 /// The remote agents of one local agent.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct PeerTable {
     peers: HashMap<AgentName, Peer>,
     /// Counts uses, to tell which peer was unused for longest.
@@ -57,6 +59,8 @@ pub struct PeerTable {
     /// Counts peers that were dropped to be loaded anew.
     reloads: u64,
     refused: RefusedNames,
+    /// How many peers it keeps loaded that nobody uses.
+    most: usize,
 }
 
 /// The names that an agent can or may not be able to load any more, shared with whoever chooses between agents.
@@ -101,13 +105,23 @@ pub struct Wanted<'transfer> {
     pub lists: &'transfer [Vec<MemoryRange>],
 }
 
+impl Default for PeerTable {
+    fn default() -> Self {
+        Self::new(RefusedNames::default(), MAX_PEERS)
+    }
+}
+
 impl PeerTable {
     /// An empty table that notes refused names in `refused`.
     #[must_use]
-    pub(crate) fn new(refused: RefusedNames) -> Self {
+    pub(crate) fn new(refused: RefusedNames, most: usize) -> Self {
         Self {
+            peers: HashMap::new(),
+            clock: 0,
+            round: 0,
+            reloads: 0,
             refused,
-            ..Self::default()
+            most,
         }
     }
 
@@ -228,7 +242,7 @@ impl PeerTable {
     fn make_room(&mut self, transport: &dyn Transport) {
         // A table that has grown while all were in use shrinks again, by one with each newcomer.
         for _ in 0..2 {
-            if self.peers.len() < MAX_PEERS {
+            if self.peers.len() < self.most {
                 return;
             }
             let unused = self.peers.iter().filter(|(_, peer)| peer.in_use == 0);

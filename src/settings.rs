@@ -25,12 +25,23 @@ pub struct Settings {
     pub timeout: Option<Duration>,
     /// How many bytes may stay pinned after their operations have ended: a peer, for transfers; in all, for exposures.
     pub quarantine_limit: u64,
+    /// How many agents move the bytes of big transfers; with none, a transfer's own agent does.
+    pub copy_lanes: usize,
 }
 
 impl Settings {
     /// How often peers are asked.
     pub(crate) fn keepalive_interval(&self) -> Option<Duration> {
         self.keepalive.map(|keepalive| keepalive.max(SHORTEST_KEEPALIVE))
+    }
+}
+
+/// One a core, as long as they do not get in each other's way at the memory.
+fn default_copy_lanes() -> usize {
+    const MOST: usize = 4;
+    match std::thread::available_parallelism().map_or(1, usize::from) {
+        1 => 0,
+        cores => cores.min(MOST),
     }
 }
 
@@ -43,6 +54,7 @@ impl Default for Settings {
             keepalive: Some(Duration::from_secs(5)),
             timeout: None,
             quarantine_limit: 1 << 30,
+            copy_lanes: default_copy_lanes(),
         }
     }
 }

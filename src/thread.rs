@@ -44,6 +44,15 @@ pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<
         })
 }
 
+/// How much this thread gives way to others, its process's event loop among them.
+const NICE: i32 = 3;
+
+/// Has this thread give way to all others of the process.
+pub(crate) fn be_nice() {
+    // On Linux the priority is the thread's own. A refusal only costs the others some time.
+    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE);
+}
+
 /// Takes over a thread whose owner cannot wait for it.
 pub(crate) fn adopt(thread: JoinHandle<()>) {
     let mut orphans = ORPHANS.here().lock();

@@ -44,6 +44,11 @@ impl Bench {
         // pages of their words, likewise.
         unsafe { network.copy_bytes() };
         let factory = faults.wrap(network.factory());
+        // A crew moves the pieces in any order, and moves them anew where one of it fails.
+        let settings = Settings {
+            copy_lanes: 0,
+            ..settings
+        };
         let [reader, owner] =
             ["reader-1", "owner-1"].map(|name| Connector::with_factory(name, settings, factory.clone()));
         Self {

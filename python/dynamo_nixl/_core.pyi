@@ -47,6 +47,7 @@ class Connector:
         timeout: float | None,
         keepalive: float | None,
         quarantine_limit: int,
+        copy_lanes: int | None,
         faults: Faults | None = None,
     ) -> Connector:
         """Seconds and bytes; None: no limit. `faults` happen to its agents."""

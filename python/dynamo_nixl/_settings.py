@@ -38,6 +38,8 @@ class Settings:
     timeout: float | None
     keepalive: float | None
     quarantine_limit: int | None
+    copy_lanes: int | None = None
+    """Agents that move the bytes of big transfers; None: as many as suit the machine. By environment only."""
 
     @classmethod
     def of(
@@ -66,6 +68,7 @@ class Settings:
             timeout=_chosen("timeout", timeout, None),
             keepalive=_chosen("keepalive", keepalive, 5.0),
             quarantine_limit=_bytes(_chosen("quarantine_limit", quarantine_limit, _GIB)),
+            copy_lanes=_bytes(_chosen("copy_lanes", DEFAULT, None)),
         )
 
 

@@ -69,6 +69,8 @@ class Connection:
             settings.timeout,
             settings.keepalive,
             _NO_LIMIT if settings.quarantine_limit is None else settings.quarantine_limit,
+            # Pieces that several agents move come in no order, and are moved anew where one fails.
+            settings.copy_lanes if connector._faults is None else 0,
             connector._faults,
         )
         self._remote_refs: dict[str, int] = {}

@@ -81,6 +81,11 @@ impl RemoteMetadata {
         })
     }
 
+    /// How many regions it exposes.
+    pub(crate) fn region_count(&self) -> usize {
+        self.regions.len()
+    }
+
     /// The agent that exposes the memory.
     #[must_use]
     pub fn agent(&self) -> &AgentName {

@@ -36,7 +36,7 @@ pub(super) struct Connector {
 #[pymethods]
 impl Connector {
     #[new]
-    #[pyo3(signature = (name, lease, grace, stall_timeout, timeout, keepalive, quarantine_limit, faults=None))]
+    #[pyo3(signature = (name, lease, grace, stall_timeout, timeout, keepalive, quarantine_limit, copy_lanes, faults=None))]
     #[expect(clippy::too_many_arguments, reason = "a connector's settings, one by one")]
     fn new(
         name: &str,
@@ -46,8 +46,10 @@ impl Connector {
         timeout: Option<f64>,
         keepalive: Option<f64>,
         quarantine_limit: u64,
+        copy_lanes: Option<usize>,
         faults: Option<&Bound<'_, Faults>>,
     ) -> Self {
+        let defaults = Settings::default();
         let settings = Settings {
             lease: lease.map(duration),
             grace: duration(grace),
@@ -55,6 +57,7 @@ impl Connector {
             timeout: timeout.map(duration),
             keepalive: keepalive.map(duration),
             quarantine_limit,
+            copy_lanes: copy_lanes.unwrap_or(defaults.copy_lanes),
         };
         Self {
             core: match faults {
@@ -175,6 +178,7 @@ impl Connector {
             ("regions", stats.regions as u64),
             ("peers", stats.peers as u64),
             ("reloads", stats.reloads),
+            ("copy_lanes", stats.copy_lanes as u64),
             ("transfers", stats.transfers as u64),
             ("exposures", stats.exposures as u64),
             ("exposures_in_grace", stats.exposures_in_grace as u64),

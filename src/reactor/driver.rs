@@ -11,16 +11,17 @@ use tokio::sync::mpsc::error::TryRecvError;
 
 use super::closing::{Closing, ClosingOrder};
 use super::idle::{Activity, IdlePolicy, Rest};
-use super::lane::{Command, Opened, Shared, Work};
+use super::lane::{Command, Opened, Role, Shared, Work};
 use super::mailbox::Inbox;
 use super::state::{Introduction, LaneState, Resources, closed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exposure::Ledger;
 use crate::operation::Outcome;
-use crate::peer::{PeerTable, RefusedNames};
+use crate::peer::{MAX_PEERS, MAX_PEERS_OF_COPIES, PeerTable, RefusedNames};
 use crate::process;
 use crate::region::RegionTable;
 use crate::sync::{Mutex, MutexGuard};
+use crate::thread;
 use crate::transport::{AgentFlavor, TransportFactory};
 use crate::words::WordTable;
 
@@ -107,7 +108,11 @@ fn open(shared: &Shared, flavor: AgentFlavor, factory: &TransportFactory) -> Res
     let ledger = Arc::new(Ledger::new(&shared.settings));
     let words = WordTable::new(Arc::clone(&regions));
     let refused = RefusedNames::default();
-    let peers = PeerTable::new(Arc::clone(&refused));
+    let most_peers = match shared.role {
+        Role::Whole => MAX_PEERS,
+        Role::Copy => MAX_PEERS_OF_COPIES,
+    };
+    let peers = PeerTable::new(Arc::clone(&refused), most_peers);
     let resources = Resources {
         transport,
         peers,
@@ -154,6 +159,10 @@ impl<'lane> Driver<'lane> {
 
     /// The lane's life. True where everything was quiet at its end.
     async fn drive(mut self) -> bool {
+        if self.shared.role == Role::Copy {
+            // Not before the agent is made: its own threads would inherit it.
+            thread::be_nice();
+        }
         let mut idle = IdlePolicy::new(Instant::now());
         loop {
             let activity = match self.turn() {
@@ -189,6 +198,8 @@ impl<'lane> Driver<'lane> {
             return ControlFlow::Break(true);
         };
         activity.progressed |= handled;
+        // Nobody connects to a lane that only copies.
+        activity.attached &= self.shared.role == Role::Whole;
         if let Some(order) = &mut self.closing {
             // Peers that are known to be at work here have been told, and end what they have begun.
             if activity.transfers == 0 && !lingers(self.opened) && !self.opened.ledger.is_used() {

@@ -31,6 +31,15 @@ const INLINE_BUDGET: Duration = Duration::from_micros(30);
 /// How long making or destroying an agent may take beyond a deadline.
 const AGENT_GRACE: Duration = Duration::from_secs(10);
 
+/// What a lane is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Whole transfers, and exposures.
+    Whole,
+    /// Parts of other lanes' big transfers. Nobody connects to it.
+    Copy,
+}
+
 /// Work that is done a slice at a time: true while there is more.
 pub(super) type Work = Box<dyn FnMut() -> bool + Send>;
 
@@ -56,6 +65,7 @@ pub(crate) struct Lane {
 pub(super) struct Shared {
     pub(super) name: AgentName,
     pub(super) settings: Settings,
+    pub(super) role: Role,
     pub(super) opened: OnceLock<Result<Opened>>,
     /// For those who wait for `opened` without a thread.
     opened_signal: Notify,
@@ -93,19 +103,21 @@ impl Lane {
         flavor: AgentFlavor,
         factory: TransportFactory,
         settings: Settings,
+        role: Role,
     ) -> Result<Arc<Self>> {
-        let (mut lane, shared, inbox) = Self::threadless(name, settings);
+        let (mut lane, shared, inbox) = Self::threadless(name, settings, role);
         let thread = thread::spawn(thread_name, move || driver::run(&shared, flavor, &factory, inbox))?;
         lane.thread = Mutex::new(Some(thread));
         Ok(Arc::new(lane))
     }
 
     /// A lane whose thread is still to be started, and what that thread gets.
-    pub(super) fn threadless(name: AgentName, settings: Settings) -> (Self, Arc<Shared>, Inbox<Command>) {
+    pub(super) fn threadless(name: AgentName, settings: Settings, role: Role) -> (Self, Arc<Shared>, Inbox<Command>) {
         let (door, inbox) = mailbox();
         let shared = Arc::new(Shared {
             name,
             settings,
+            role,
             opened: OnceLock::new(),
             opened_signal: Notify::new(),
             gate: Mutex::new(()),
@@ -123,6 +135,16 @@ impl Lane {
     /// The agent, once it exists.
     pub(crate) fn opened(&self) -> Option<&Result<Opened>> {
         self.shared.opened.get()
+    }
+
+    /// Whether it is for copying, and its agent exists.
+    pub(crate) fn is_ready_to_copy(&self) -> bool {
+        self.shared.role == Role::Copy && !self.has_ended() && matches!(self.opened(), Some(Ok(_)))
+    }
+
+    /// Whether nothing can be done with it, now or ever.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.has_ended() || matches!(self.opened(), Some(Err(_)))
     }
 
     /// Whether the lane's thread has ended its work.
@@ -204,7 +226,7 @@ impl Lane {
 
     /// Transfers the wire is not done with, and ranges that can never be shown quiet.
     pub(crate) fn pending(&self) -> (usize, usize) {
-        self.with_state(|state| (state.transfers(), state.unquiet()))
+        self.with_state(|state| (state.whole_transfers(), state.unquiet()))
             .unwrap_or_default()
     }
 

@@ -7,6 +7,8 @@
 
 mod answers;
 pub(crate) mod closing;
+pub(crate) mod copies;
+pub(crate) mod crew;
 pub(crate) mod driver;
 pub(crate) mod idle;
 pub(crate) mod lane;

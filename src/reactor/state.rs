@@ -215,6 +215,7 @@ impl LaneState {
         Activity {
             progressed,
             transfers: self.transfers.len(),
+            delegated: self.transfers.iter().filter(|transfer| transfer.is_delegated()).count(),
             waiting: ledger.waiting(),
             attached: !self.resources.peers.is_empty() || self.resources.regions.len() > pages,
             next_due: ledger.next_due(),
@@ -317,6 +318,11 @@ impl LaneState {
     /// How many transfers the wire is not done with.
     pub(crate) fn transfers(&self) -> usize {
         self.transfers.len()
+    }
+
+    /// As [`LaneState::transfers`], without the parts of other lanes' transfers.
+    pub(crate) fn whole_transfers(&self) -> usize {
+        self.transfers.iter().filter(|transfer| !transfer.is_part()).count()
     }
 
     /// The loaded peers.

@@ -11,9 +11,12 @@ mod burial;
 mod clock;
 mod courtesy;
 mod inquiry;
+mod parts;
 mod requests;
+mod source;
 mod validity;
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,7 +24,9 @@ use self::clock::Clock;
 pub(crate) use self::clock::Limits;
 use self::courtesy::Courtesy;
 use self::inquiry::Inquiry;
+use self::source::Source;
 use self::validity::Validity;
+use super::crew::{Crew, Hands};
 use super::state::Resources;
 use crate::checksum::Checksum;
 use crate::descriptor::{Piece, PieceCursor, PieceLimits, TransferPlan};
@@ -42,6 +47,13 @@ pub(crate) const PIECE: PieceLimits = PieceLimits {
     descriptors: 1024,
 };
 
+/// The size of a piece that a crew moves. The kernel does not interrupt a copy, so that whoever is to run on that core, the
+/// event loop for one, waits for its end; a crew posts them quickly enough.
+const CREW_PIECE: PieceLimits = PieceLimits {
+    bytes: 1 << 20,
+    ..PIECE
+};
+
 /// The biggest transfer that its caller may drive itself. Copying this much takes about as long as handing it over.
 const INLINE_BYTES: u64 = 64 << 10;
 /// And its most descriptors, since each may have to be registered.
@@ -58,7 +70,7 @@ const WINDOW: usize = 4;
 pub(crate) struct Transfer {
     operation: Arc<Operation>,
     remote: Arc<RemoteMetadata>,
-    cursor: PieceCursor,
+    pieces: Source,
     /// Pieces to be posted once more: they failed because another transfer had broken the connection.
     again: Vec<Piece>,
     repetitions: u32,
@@ -78,6 +90,10 @@ pub(crate) struct Transfer {
     memory: Vec<LocalMemory>,
     /// A piece of several descriptors failed, so its memory can never be shown quiet.
     is_unquiet: bool,
+    /// Who may move its bytes for it, until they do.
+    hands: Option<Hands>,
+    /// Who does.
+    crew: Option<Crew>,
     /// What its owner, where that is of our own kind, knows of it.
     courtesy: Courtesy,
     /// Why it fails, and what is being found out about its owner before it does.
@@ -172,19 +188,14 @@ impl Transfer {
         memory: Vec<LocalMemory>,
         limits: Limits,
     ) -> Self {
-        let cursor = PieceCursor::new(plan, PIECE);
-        let mut ahead = cursor.clone();
-        let mut lists: Vec<Vec<MemoryRange>> = std::iter::from_fn(|| ahead.next_piece())
-            .map(|piece| piece.remote)
-            .collect();
-        let has_lists = lists.iter().any(|list| list.len() > 1);
+        let pieces = Source::Own(PieceCursor::new(plan, PIECE));
         let validity = Validity::of(&remote);
-        lists.extend(validity.as_ref().map(|validity| vec![validity.remote()]));
+        let (lists, has_lists) = pieces.lists(validity.as_ref());
         Self {
             pin: Pin::new(&operation),
             operation,
             remote,
-            cursor,
+            pieces,
             again: Vec::new(),
             repetitions: 0,
             has_lists,
@@ -198,6 +209,8 @@ impl Transfer {
             regions: Vec::new(),
             memory,
             is_unquiet: false,
+            hands: None,
+            crew: None,
             courtesy: Courtesy::default(),
             inquiry: None,
             is_letter: false,
@@ -262,7 +275,8 @@ impl Transfer {
 
     /// Whether starting it costs no load, no long registration and no wait, and moving it takes one small piece.
     pub(crate) fn is_inline(&self, resources: &Resources) -> bool {
-        self.operation.bytes_total() <= INLINE_BYTES
+        !self.is_part()
+            && self.operation.bytes_total() <= INLINE_BYTES
             && self.memory.len() <= INLINE_DESCRIPTORS
             && matches!(resources.peers.plan(self.wanted()), Plan::Ready | Plan::Extend)
     }
@@ -288,7 +302,7 @@ impl Transfer {
 
     /// How many bytes it keeps pinned though its operation has ended.
     pub(crate) fn quarantined_bytes(&self) -> u64 {
-        if self.in_flight.is_empty() || !self.operation.is_finished() {
+        if !self.is_flying() || !self.operation.is_finished() {
             return 0;
         }
         self.operation.bytes_total()
@@ -338,6 +352,7 @@ impl Transfer {
 
     /// Moves it on as far as that goes without waiting: at most one piece is posted.
     pub(crate) fn step(&mut self, resources: &mut Resources, now: Instant) -> Step {
+        self.end_with_whole();
         if self.stage == Stage::Queued && !self.operation.is_finished() {
             match self.start(resources, now) {
                 Ok(true) => {}
@@ -348,7 +363,7 @@ impl Transfer {
                     None => return Step::Unchanged,
                     Some(error) => self.abandon(Outcome::Failed(self.detailed(error))),
                 },
-                Err(error) => self.abandon(Outcome::Failed(self.detailed(self.explained(error)))),
+                Err(error) => self.give_up_start(error),
             }
         }
         if matches!(self.stage, Stage::Queued | Stage::Over) {
@@ -359,7 +374,7 @@ impl Transfer {
             return self.rest(since, now);
         }
         self.greet(resources);
-        let mut progressed = self.poll(resources, now);
+        let mut progressed = self.poll(resources, now) | self.watch_crew(now);
         if !matches!(self.stage, Stage::Draining) {
             if !self.operation.is_finished() {
                 // After the look: what has ended in time counts.
@@ -393,7 +408,8 @@ impl Transfer {
         if self.stage == Stage::Queued {
             return Step::Progressed;
         }
-        if self.in_flight.is_empty() && self.operation.is_finished() {
+        if !self.is_flying() && self.operation.is_finished() {
+            self.dismiss_crew();
             // It may have been ended while its last piece was posted.
             self.take_leave(resources);
             self.close_conversation(resources);
@@ -412,6 +428,17 @@ impl Transfer {
         Step::Progressed
     }
 
+    /// It cannot be started. A part has taken nothing then, and leaves its share to the others.
+    fn give_up_start(&mut self, error: Error) {
+        let error = self.explained(error);
+        if self.is_part() && error.kind() != ErrorKind::PeerLost {
+            tracing::debug!(%error, peer = %self.peer(), "a lane cannot help with a transfer");
+            self.abandon(Outcome::Complete);
+        } else {
+            self.abandon(Outcome::Failed(self.detailed(error)));
+        }
+    }
+
     /// False where it has to wait for its peer.
     fn start(&mut self, resources: &mut Resources, now: Instant) -> Result<bool> {
         if matches!(resources.peers.plan(self.wanted()), Plan::Connect | Plan::Reload) {
@@ -426,6 +453,8 @@ impl Transfer {
             for memory in &self.memory {
                 self.regions.push(resources.regions.share(memory, Sharing::Any)?);
             }
+            // They are let go in this order, from the end of NIXL's, so that the rest need not move up each time.
+            self.regions.sort_unstable_by_key(|region| Reverse(*region.range()));
         }
         resources.peers.begin_use(self.remote.agent());
         // Asked beforehand also where bytes are only read: what has ended may be unmapped by now, and over TCP such a read
@@ -455,6 +484,12 @@ impl Transfer {
     fn fail(&mut self, resources: &mut Resources, error: Error) {
         resources.peers.mark_lost(self.remote.agent());
         let error = self.explained(error);
+        if self.is_part() {
+            // Whose it is will say what this means, and what to do about it.
+            self.operation.finish(Outcome::Failed(error));
+            self.stage = Stage::Draining;
+            return;
+        }
         if self.is_inquired_into(resources, &error) {
             return;
         }

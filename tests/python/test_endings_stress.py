@@ -460,7 +460,8 @@ def test_metadata_that_changes_during_a_transfer(spawn, transport, rounds):
     workers = [*owners, active]
     _, metadata = owners[0].call(expose_room, SMALL)
     active.call(read_room, metadata)
-    before, caught, loaded, current = None, 0, active.call(roles.counters)["reloads"], 0
+    before, caught, loaded, current = None, 0, active.call(reloads), 0
+    halfway = loaded
     for number in range(rounds):
         exposed, large = owners[current].call(expose_room, LARGE)
         following = current if number % 2 == 0 else 1 - current
@@ -471,17 +472,23 @@ def test_metadata_that_changes_during_a_transfer(spawn, transport, rounds):
         for owner in owners:
             owner.call(roles.settled)
         if number == rounds // 2:
-            before = [settled_and_held(worker) for worker in workers]
+            before, halfway = [settled_and_held(worker) for worker in workers], active.call(reloads)
     # Each was a conflict, also where the first read was nearly over.
-    assert active.call(roles.counters)["reloads"] - loaded == rounds
+    # It is one for the copy lanes as well, as far as they had a part in the large ones.
+    assert rounds <= active.call(reloads) - loaded <= rounds * active.agents
     assert caught > rounds // 2
     assert before is not None
     # A loaded peer that is dropped leaves some 80 KB behind in UCX, or two sockets over TCP, one on the other side.
-    reloads = rounds - 1 - rounds // 2
+    left_behind = active.call(reloads) - halfway
     after = held_now(before, workers, besides=("peers",))
-    check_flat(before, after, growth=(8 << 20) + reloads * (128 << 10), besides=("open_files",))
+    check_flat(before, after, growth=(8 << 20) + left_behind * (128 << 10), besides=("open_files",))
     for (held_before, _), (held_after, _), sockets in zip(before, after, (1, 1, 2), strict=True):
-        assert held_after.open_files - held_before.open_files <= (sockets * reloads + 4 if transport else 0)
+        assert held_after.open_files - held_before.open_files <= (sockets * left_behind + 4 if transport else 0)
+
+
+async def reloads(here) -> int:
+    """How often any of its agents has dropped a peer to load it anew."""
+    return (await roles.counters(here))["reloads"]
 
 
 SMALL, LARGE = 1 << 20, 64 << 20

@@ -106,7 +106,8 @@ class Faults:
         Only with this peer: its worker id, or the name of one of its agents. By default with any.
 
     A *piece* is what moves bytes: a transfer is cut into pieces of at most 4 MiB, of which a few are on their way at
-    once. Those of all transfers of a connector are counted together, in the order in which they are begun.
+    once. Those of all transfers of a connector are counted together, in the order in which they are begun. So that
+    there is one, a connector with faults moves big transfers with one agent.
 
     The rules for memory hold as always: what a fault holds back stays pinned, and a connector that is closed waits for
     it, for a while. So clear the faults before.

@@ -36,7 +36,7 @@ impl Stage {
     }
 
     fn closed(agent: &str, settings: Settings) -> Self {
-        let (lane, shared, inbox) = Lane::threadless(AgentName::new(agent), settings);
+        let (lane, shared, inbox) = Lane::threadless(AgentName::new(agent), settings, Role::Whole);
         Self {
             network: FakeNetwork::new(),
             lane: Arc::new(lane),

@@ -72,7 +72,7 @@ impl Transfer {
 
     /// Says hello, once, before the first byte where the transfer will take longer than a moment.
     pub(super) fn greet(&mut self, resources: &Resources) {
-        if self.courtesy.has_greeted || !self.courtesy.is_worth_it || self.operation.is_finished() {
+        if self.is_part() || self.courtesy.has_greeted || !self.courtesy.is_worth_it || self.operation.is_finished() {
             return;
         }
         if !self.introduce(resources) {
@@ -116,6 +116,9 @@ impl Transfer {
     /// Says, once, that the transfer has ended otherwise than complete, while the wire may still be at work.
     pub(super) fn take_leave(&mut self, resources: &Resources) {
         self.courtesy.watch = None;
+        if self.is_part() {
+            return;
+        }
         let outcome = match self.operation.outcome() {
             None | Some(Outcome::Complete) => return,
             Some(outcome) => outcome,

@@ -44,6 +44,7 @@ impl Transfer {
     /// A request has ended, and its notification is on the way.
     fn ended_well(&mut self, purpose: Purpose, bytes: u64) {
         self.operation.add_bytes_done(bytes);
+        self.report(bytes);
         let verdict = match (purpose, &self.validity) {
             (Purpose::Check | Purpose::Seal, Some(validity)) => validity.verdict(),
             _ => Ok(()),
@@ -66,6 +67,11 @@ impl Transfer {
     pub(super) fn post_next(&mut self, resources: &mut Resources) -> Result<bool> {
         match self.stage {
             Stage::Checking => self.ask(resources, Purpose::Check),
+            Stage::Moving if self.is_to_be_shared() => {
+                self.share_out();
+                Ok(true)
+            }
+            Stage::Moving if self.crew.is_some() => self.follow_crew(),
             Stage::Moving if !self.has_posted_all() => self.post_piece(resources),
             Stage::Moving | Stage::Sealing => self.conclude(resources),
             Stage::Queued | Stage::Inquiring | Stage::Draining | Stage::Buried(_) | Stage::Over => Ok(false),
@@ -75,15 +81,15 @@ impl Transfer {
     fn post_piece(&mut self, resources: &mut Resources) -> Result<bool> {
         // With the last piece goes the notification, where no question follows.
         let is_last = match self.again.len() {
-            0 => self.cursor.is_at_last_piece(),
-            1 => self.cursor.is_exhausted(),
+            0 => self.pieces.is_at_last(),
+            1 => self.pieces.is_exhausted(),
             _ => false,
         };
         let notifies = self.validity.is_none() && is_last;
         if self.in_flight.len() >= WINDOW || (notifies && !self.in_flight.is_empty()) {
             return Ok(false);
         }
-        let Some(piece) = self.again.pop().or_else(|| self.cursor.next_piece()) else {
+        let Some(piece) = self.again.pop().or_else(|| self.pieces.next()) else {
             return Ok(false);
         };
         let (purpose, key) = if notifies {
@@ -115,7 +121,9 @@ impl Transfer {
                     .transport
                     .notify(self.remote.agent(), self.operation.key().as_bytes())?;
             }
-            resources.last_unheard = Some(Instant::now());
+            if !self.is_part() {
+                resources.last_unheard = Some(Instant::now());
+            }
         }
         self.complete();
         Ok(true)
@@ -145,7 +153,7 @@ impl Transfer {
 
     /// Nothing is in flight any more, and the bytes are where they belong.
     fn complete(&self) {
-        if self.in_flight.is_empty() {
+        if self.in_flight.is_empty() && !self.is_part() {
             self.pin.settle();
         }
         self.operation.finish(Outcome::Complete);
@@ -161,7 +169,8 @@ impl Transfer {
             local: vec![validity.read_into(resources.words.take(u64::MAX)?)],
             bytes: 0,
         };
-        let key = (purpose == Purpose::Seal).then(|| self.operation.key().clone());
+        let tells = purpose == Purpose::Seal && !self.is_part();
+        let key = tells.then(|| self.operation.key().clone());
         self.operation.mark_in_progress();
         self.post(resources, purpose, Direction::Read, piece, key.as_ref())
     }
@@ -203,6 +212,7 @@ impl Transfer {
             && !several
             && flight.purpose != Purpose::Seal
             && self.repetitions < MAX_REPETITIONS
+            && !self.is_part()
             && self.refuse_dead().is_ok();
         if is_victim {
             if flight.purpose == Purpose::Move {
@@ -218,9 +228,9 @@ impl Transfer {
 
     /// Goes back to the start. Where a range of a list fails that is not the last one, NIXL calls the request done, and only
     /// the next one finds the connection broken, whosever that is: what has moved as a list before is not known.
-    fn rewind(&mut self) -> Result<()> {
+    pub(super) fn rewind(&mut self) -> Result<()> {
         self.again.clear();
-        self.cursor.rewind();
+        self.pieces.rewind();
         self.operation.forget_bytes_done();
         if self.verifies {
             self.checksum = Some(self.new_checksum()?);
@@ -230,13 +240,14 @@ impl Transfer {
 
     /// Whether no piece is left to be posted.
     fn has_posted_all(&self) -> bool {
-        self.again.is_empty() && self.cursor.is_exhausted()
+        self.again.is_empty() && self.pieces.is_exhausted()
     }
 
     /// Waits for the connection to be made anew, where another transfer's failure has broken it: true while it does. What is
     /// in flight is driven to its end first, and the peer is let go, or nobody could load it.
     pub(super) fn waits_for_reload(&mut self, resources: &mut Resources) -> bool {
-        if self.repetitions >= MAX_REPETITIONS || !resources.peers.is_lost(self.remote.agent()) {
+        let is_others = self.is_part() || self.crew.is_some();
+        if is_others || self.repetitions >= MAX_REPETITIONS || !resources.peers.is_lost(self.remote.agent()) {
             return false;
         }
         if self.in_flight.is_empty() {
@@ -251,9 +262,7 @@ impl Transfer {
             // A hello may have been lost with the connection.
             self.courtesy.forget_greeting();
             let left = self.again.iter().map(|piece| piece.remote.clone());
-            let mut ahead = self.cursor.clone();
-            let left = left.chain(std::iter::from_fn(|| ahead.next_piece()).map(|piece| piece.remote));
-            self.lists = left.collect();
+            self.lists = left.chain(self.pieces.left()).collect();
             self.lists
                 .extend(self.validity.as_ref().map(|validity| vec![validity.remote()]));
             self.stage = Stage::Queued;

@@ -7,6 +7,7 @@ follows from what; the names here are used wherever a test states one.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +40,8 @@ KINDS = ("read", "write")
 """Which way the bytes move, seen from the active side."""
 HUGE = 1 << 30
 """Bytes that take hundreds of milliseconds over every transport. They are zeros, most of which no RAM is spent on."""
-WARM = 1 << 20
-"""Bytes of a transfer that a lane carries out, after which both sides have all the threads that they will have."""
+WARM = 8 << 20
+"""Bytes of a transfer that all lanes carry out, after which both sides have all the threads that they will have."""
 
 
 def _memory(size: int, seed: int | None, *, is_source: bool) -> np.ndarray:
@@ -169,11 +170,28 @@ async def counts(here: Here, name: str, value: int) -> int:
 
 def serve(owner: Worker, active: Worker, size: int = WARM) -> None:
     """Have one transfer from one to the other, of what takes a lane."""
-    for kind in KINDS:
-        number, metadata = owner.call(expose, kind, size, seed=6)
-        assert active.call(attempt, metadata, seed=6) == DONE
-        assert owner.call(ended, number) == DONE
-        owner.call(drop, number)
+    for _ in range(2):
+        for kind in KINDS:
+            number, metadata = owner.call(expose, kind, size, seed=6)
+            assert active.call(attempt, metadata, seed=6) == DONE
+            assert owner.call(ended, number) == DONE
+            owner.call(drop, number)
+        if active.call(all_lanes_were_open):
+            break
+
+
+async def all_lanes_were_open(here: Here) -> bool:
+    """Wait until the agents are there that move big transfers' bytes. Whether they have been all the time."""
+    cores = len(os.sched_getaffinity(0))
+    expected = os.environ.get("DYNAMO_NIXL_COPY_LANES", 0 if cores == 1 else min(cores, 4))
+
+    def are_open() -> bool:
+        return stats(here.connector)["copy_lanes"] == int(expected)
+
+    if are_open():
+        return True
+    await eventually(are_open)
+    return False
 
 
 def catch(

@@ -36,6 +36,7 @@ def held_by(worker: Worker) -> Held:
 def settled_and_held(worker: Worker) -> tuple[Held, int]:
     """What a worker holds once its operations are over, and how much memory."""
     worker.call(roles.settled)
+    worker.call(roles.trim)
     return held_by(worker), worker.resident
 
 
@@ -44,7 +45,7 @@ def held_now(
 ) -> list[tuple[Held, int]]:
     """As `settled_and_held`, once there is no more of anything than before; or what there is after a while.
 
-    Files that watch over the peer's process are closed a moment after the transfer that was watched.
+    Files that watch over the peer's process are closed some seconds after the transfer that was watched.
     """
     after = []
     for (held_before, _), worker in zip(before, workers, strict=True):

@@ -15,6 +15,7 @@ PATIENCE = 30.0
 LASTING = (
     "peers",
     "reloads",
+    "copy_lanes",
     "notifications_matched",
     "notifications_unknown",
     "notifications_malformed",

@@ -131,7 +131,7 @@ class Worker:
     def agents(self) -> int:
         """How many agents of ours it has; each has a thread."""
         names = [path.read_text().strip() for path in Path(f"/proc/{self.pid}/task").glob("*/comm")]
-        return sum(name in ("nixl-control", "nixl-plain", "nixl-spare") for name in names)
+        return sum(name in ("nixl-control", "nixl-plain", "nixl-spare", "nixl-copy") for name in names)
 
     @property
     def resident(self) -> int:
