@@ -342,7 +342,10 @@ impl Operation {
     }
 
     /// Ends the operation, unless it has ended. True if this call ended it.
-    pub(crate) fn finish(&self, outcome: Outcome) -> bool {
+    ///
+    /// For whoever moves its bytes, and for a benchmark of what follows from it.
+    #[doc(hidden)]
+    pub fn finish(&self, outcome: Outcome) -> bool {
         let waiters = {
             let mut state = self.state.lock();
             if state.outcome.is_some() {

@@ -1,16 +1,17 @@
 //! Both ends on the crate's own core.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use dynamo_nixl::connector::{BeginOptions, Connector};
 use dynamo_nixl::handle::OperationHandle;
 use dynamo_nixl::operation::{Phase, Status};
 use dynamo_nixl::region::Region;
-use dynamo_nixl::types::{Addr, Direction, MemoryRange, OperationKey};
+use dynamo_nixl::types::{ByteLen, Direction, MemoryRange, OperationKey};
 use dynamo_nixl::wire::Encoding;
 
-use super::memory::{Arena, fresh_ranges, local};
+use super::memory::{Arena, blocks, fresh_ranges, local, remote};
 use super::process::{self, Exposer};
 use super::protocol::{Batch, Exposed};
 
@@ -52,6 +53,22 @@ impl Reader {
         }
     }
 
+    fn connector(&self) -> &Connector {
+        self.connector.as_ref().expect("the owner was not met")
+    }
+
+    /// From the peer's text on.
+    fn begin(&mut self, direction: Direction, exposed: &Exposed, ranges: &[MemoryRange]) -> OperationHandle {
+        self.transfers += 1;
+        let remote: Vec<MemoryRange> = remote(ranges, exposed.addr).collect();
+        let key = OperationKey::new(exposed.key.clone());
+        let memory = ranges.iter().copied().map(local).collect();
+        let options = BeginOptions::default();
+        self.connector()
+            .begin(direction, &exposed.metadata, key, &remote, memory, options)
+            .unwrap()
+    }
+
     fn close(&mut self) {
         drop(self.held.take());
         if let Some(connector) = self.connector.take() {
@@ -76,28 +93,34 @@ impl process::Reader for Reader {
         self.transfers = 0;
     }
 
-    /// Everything from the peer's text to the end of the transfer, waiting as any thread would.
-    fn transfer(&mut self, direction: Direction, exposed: &Exposed, range: MemoryRange) {
-        let connector = self.connector.as_ref().expect("the owner was not met");
-        let remote = MemoryRange {
-            addr: Addr(exposed.addr),
-            ..range
-        };
-        let key = OperationKey::new(exposed.key.clone());
-        let handle = connector
-            .begin(
-                direction,
-                &exposed.metadata,
-                key,
-                &[remote],
-                vec![local(range)],
-                BeginOptions::default(),
-            )
-            .unwrap();
-        handle.operation().wait(Phase::Finished, None);
-        assert_eq!(handle.operation().status(), Status::Complete);
-        self.transfers += 1;
+    /// The first big transfer has the agents made that help with those to come.
+    fn settle(&mut self) {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let connector = self.connector();
+        while connector.stats().copy_lanes < connector.settings().copy_lanes && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(5));
+        }
     }
+
+    /// Everything from the peer's text to the end of the transfer, waiting as any thread would.
+    fn transfer(&mut self, direction: Direction, exposed: &Exposed, local: &[MemoryRange]) {
+        finish(&self.begin(direction, exposed, local));
+    }
+
+    /// All are begun before the first is waited for.
+    fn transfer_all(&mut self, direction: Direction, exposed: &[Exposed], local: &[Vec<MemoryRange>]) {
+        let begun: Vec<OperationHandle> = exposed
+            .iter()
+            .zip(local)
+            .map(|(exposed, local)| self.begin(direction, exposed, local))
+            .collect();
+        begun.iter().for_each(finish);
+    }
+}
+
+fn finish(handle: &OperationHandle) {
+    handle.operation().wait(Phase::Finished, None);
+    assert_eq!(handle.operation().status(), Status::Complete);
 }
 
 impl Drop for Reader {
@@ -111,6 +134,8 @@ pub(crate) struct CoreOwner {
     connector: Connector,
     arena: Arena,
     exposures: Vec<OperationHandle>,
+    /// Keeps all of the arena registered, for exposures of many blocks: as with a cache, of which each takes some.
+    whole: Option<Region>,
 }
 
 impl CoreOwner {
@@ -120,15 +145,21 @@ impl CoreOwner {
             connector,
             arena,
             exposures: Vec::new(),
+            whole: None,
         }
     }
 
     fn expose_one(&mut self, batch: Batch) -> Exposed {
-        let range = self.arena.place(batch.bytes, batch.placement);
-        let handle = self
-            .connector
-            .expose(batch.direction, vec![local(range)], None, false)
-            .unwrap();
+        if batch.blocks > 1 && self.whole.is_none() {
+            self.whole = Some(self.connector.register(&local(self.arena.whole())).unwrap());
+        }
+        let range = self.arena.place(batch.span(), batch.placement);
+        let first = MemoryRange {
+            len: ByteLen(batch.bytes as u64),
+            ..range
+        };
+        let memory = blocks(first, batch.blocks).map(local).collect();
+        let handle = self.connector.expose(batch.direction, memory, None, false).unwrap();
         handle.operation().wait(Phase::Started, None);
         let exposed = Exposed {
             key: handle.operation().key().to_text(),
@@ -158,6 +189,7 @@ impl Exposer for CoreOwner {
 
 impl Drop for CoreOwner {
     fn drop(&mut self) {
+        drop(self.whole.take());
         self.connector.close(Duration::from_secs(5));
     }
 }

@@ -5,10 +5,10 @@ use dynamo_nixl::types::{Addr, ByteLen, MemoryKind, MemoryRange};
 
 use super::protocol::Placement;
 
-/// The biggest transfer there is.
+/// How big an owner's arena is where no transfer needs a bigger one: touching it takes its time, once an owner.
 pub(crate) const ARENA_BYTES: usize = 256 << 20;
 
-/// How many ranges of so many bytes there are before they repeat.
+/// How many ranges of so many bytes an owner has before they repeat.
 pub(crate) fn fresh_ranges(bytes: usize) -> usize {
     ARENA_BYTES / bytes
 }
@@ -16,15 +16,17 @@ pub(crate) fn fresh_ranges(bytes: usize) -> usize {
 /// A block of memory that lives as long as the process.
 pub(crate) struct Arena {
     addr: u64,
+    bytes: usize,
     next: usize,
 }
 
 impl Arena {
-    /// An arena filled with `byte`, so that every page of it exists.
-    pub(crate) fn new(byte: u8) -> Self {
-        let memory: &'static mut [u8] = vec![byte; ARENA_BYTES].leak();
+    /// An arena filled with `value`, so that every page of it exists.
+    pub(crate) fn new(value: u8, bytes: usize) -> Self {
+        let memory: &'static mut [u8] = vec![value; bytes].leak();
         Self {
             addr: memory.as_mut_ptr().expose_provenance() as u64,
+            bytes,
             next: 0,
         }
     }
@@ -34,7 +36,7 @@ impl Arena {
         let offset = match placement {
             Placement::Same => 0,
             Placement::Fresh => {
-                let offset = if self.next + bytes > ARENA_BYTES { 0 } else { self.next };
+                let offset = if self.next + bytes > self.bytes { 0 } else { self.next };
                 self.next = offset + bytes;
                 offset
             }
@@ -45,6 +47,11 @@ impl Arena {
     /// The first so many bytes.
     pub(crate) fn start(&self, bytes: usize) -> MemoryRange {
         self.range(0, bytes)
+    }
+
+    /// All of it.
+    pub(crate) fn whole(&self) -> MemoryRange {
+        self.range(0, self.bytes)
     }
 
     /// The first and the last byte of the first so many.
@@ -70,10 +77,7 @@ impl Arena {
     }
 
     fn range(&self, offset: usize, bytes: usize) -> MemoryRange {
-        assert!(
-            offset + bytes <= ARENA_BYTES,
-            "the arena is too small for {bytes} bytes"
-        );
+        assert!(offset + bytes <= self.bytes, "the arena is too small for {bytes} bytes");
         MemoryRange {
             kind: MemoryKind::Dram,
             device: 0,
@@ -81,6 +85,23 @@ impl Arena {
             len: ByteLen(bytes as u64),
         }
     }
+}
+
+/// So many blocks of a range's size, the first of which it is, with a gap of that size behind each.
+pub(crate) fn blocks(first: MemoryRange, count: usize) -> impl Iterator<Item = MemoryRange> {
+    (0..count as u64).map(move |index| MemoryRange {
+        addr: Addr(first.addr.0 + 2 * index * first.len.0),
+        ..first
+    })
+}
+
+/// What an exposure that begins at `addr` holds for these local ranges: it is laid out as they are.
+pub(crate) fn remote(local: &[MemoryRange], addr: u64) -> impl Iterator<Item = MemoryRange> {
+    let first = local[0].addr.0;
+    local.iter().map(move |range| MemoryRange {
+        addr: Addr(range.addr.0 - first + addr),
+        ..*range
+    })
 }
 
 /// The range in the form the core takes; the arena never goes away, so nothing needs to keep it alive.

@@ -5,3 +5,5 @@ pub(crate) mod memory;
 pub(crate) mod process;
 pub(crate) mod protocol;
 pub(crate) mod raw_side;
+pub(crate) mod series;
+pub(crate) mod transport_side;

@@ -12,14 +12,15 @@ use dynamo_nixl::types::{Direction, MemoryRange};
 
 use super::protocol::{Batch, END, Exposed, Kind};
 
-/// Set in the owner's environment, to its [`Kind`].
+/// Set in the owner's environment, to its [`Kind`] and the size of its arena.
 const ROLE: &str = "DYNAMO_NIXL_BENCH_OWNER";
 
-/// Which owner this process is; `None`: it is the reader.
-pub(crate) fn role() -> Option<Kind> {
-    env::var(ROLE)
-        .ok()
-        .map(|name| Kind::from_name(&name).expect("an unknown kind of owner"))
+/// Which owner this process is, and with how many bytes; `None`: it is the reader.
+pub(crate) fn role() -> Option<(Kind, usize)> {
+    let role = env::var(ROLE).ok()?;
+    let (kind, bytes) = role.split_once(' ').unwrap();
+    let kind = Kind::from_name(kind).expect("an unknown kind of owner");
+    Some((kind, bytes.parse().unwrap()))
 }
 
 /// Starts this program anew unless UCX's EFA module is kept out: with the system's libefa it crashes the exit.
@@ -48,9 +49,9 @@ pub(crate) struct Owner {
 }
 
 impl Owner {
-    pub(crate) fn spawn(kind: Kind) -> Self {
+    pub(crate) fn spawn(kind: Kind, bytes: usize) -> Self {
         let mut child = Command::new(this_program())
-            .env(ROLE, kind.name())
+            .env(ROLE, format!("{} {bytes}", kind.name()))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -108,8 +109,18 @@ pub(crate) trait Reader {
     /// Gets ready for its owner, off the clock. A transfer follows that does not count, since it connects.
     fn meet(&mut self, exposed: &Exposed);
 
-    /// Moves the bytes and waits for the end.
-    fn transfer(&mut self, direction: Direction, exposed: &Exposed, range: MemoryRange);
+    /// Waits until what the first transfer has set off is done, such as agents that help with later ones.
+    fn settle(&mut self) {}
+
+    /// Moves the bytes and waits for the end. The exposure is laid out as `local` is.
+    fn transfer(&mut self, direction: Direction, exposed: &Exposed, local: &[MemoryRange]);
+
+    /// Makes a transfer for each of these, all under way at once where the implementation can.
+    fn transfer_all(&mut self, direction: Direction, exposed: &[Exposed], local: &[Vec<MemoryRange>]) {
+        for (exposed, local) in exposed.iter().zip(local) {
+            self.transfer(direction, exposed, local);
+        }
+    }
 }
 
 /// The owner's work, for [`serve`].

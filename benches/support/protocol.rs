@@ -9,6 +9,8 @@ use dynamo_nixl::types::Direction;
 pub(crate) enum Kind {
     /// The crate's own core.
     Core,
+    /// The crate's transport, without the core on top.
+    Transport,
     /// NIXL and nothing else.
     Raw,
 }
@@ -17,12 +19,15 @@ impl Kind {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Core => "core",
+            Self::Transport => "transport",
             Self::Raw => "raw",
         }
     }
 
     pub(crate) fn from_name(name: &str) -> Option<Self> {
-        [Self::Core, Self::Raw].into_iter().find(|kind| kind.name() == name)
+        [Self::Core, Self::Transport, Self::Raw]
+            .into_iter()
+            .find(|kind| kind.name() == name)
     }
 }
 
@@ -40,8 +45,24 @@ pub(crate) enum Placement {
 pub(crate) struct Batch {
     pub(crate) direction: Direction,
     pub(crate) placement: Placement,
+    /// How big each block of an exposure is.
     pub(crate) bytes: usize,
+    /// How many blocks an exposure has, with a gap of a block's size behind each.
+    pub(crate) blocks: usize,
+    /// How many exposures there are.
     pub(crate) count: usize,
+}
+
+impl Batch {
+    /// How much memory an exposure reaches over, gaps included.
+    pub(crate) fn span(self) -> usize {
+        (self.blocks * 2 - 1) * self.bytes
+    }
+
+    /// How many bytes an exposure moves.
+    pub(crate) fn moved(self) -> usize {
+        self.blocks * self.bytes
+    }
 }
 
 /// Ends a batch; the owner answers with the same line.
@@ -55,8 +76,8 @@ impl fmt::Display for Batch {
         };
         write!(
             formatter,
-            "{} {placement} {} {}",
-            self.direction, self.bytes, self.count
+            "{} {placement} {} {} {}",
+            self.direction, self.bytes, self.blocks, self.count
         )
     }
 }
@@ -65,7 +86,7 @@ impl Batch {
     /// Panics on a line that [`Batch`] did not write: both ends are this executable.
     pub(crate) fn parse(line: &str) -> Self {
         let fields: Vec<&str> = line.split(' ').collect();
-        let [direction, placement, bytes, count] = fields[..] else {
+        let [direction, placement, bytes, blocks, count] = fields[..] else {
             panic!("not a batch: {line}")
         };
         Self {
@@ -80,6 +101,7 @@ impl Batch {
                 Placement::Fresh
             },
             bytes: bytes.parse().unwrap(),
+            blocks: blocks.parse().unwrap(),
             count: count.parse().unwrap(),
         }
     }
@@ -90,7 +112,7 @@ impl Batch {
 pub(crate) struct Exposed {
     /// The notification that ends it.
     pub(crate) key: String,
-    /// Where its memory lies in the owner.
+    /// Where its first block lies in the owner.
     pub(crate) addr: u64,
     /// What `RdmaMetadata.nixl_metadata` would hold.
     pub(crate) metadata: String,

@@ -14,7 +14,7 @@ use nixl_sys::{
     ThreadSync, XferDescList, XferOp, XferStatus,
 };
 
-use super::memory::{ARENA_BYTES, Arena};
+use super::memory::{Arena, remote};
 use super::process::{self, Exposer};
 use super::protocol::{Batch, Exposed};
 
@@ -26,7 +26,7 @@ fn agent(role: &str) -> Agent {
         ..AgentConfig::default()
     };
     let agent = Agent::new_configured(&format!("bench-raw-{role}-{}", std::process::id()), &config).unwrap();
-    let parameters = Params::from([("engine_config", "MM_ERROR_HANDLING=y")]).unwrap();
+    let parameters = Params::from([("engine_config", "MM_ERROR_HANDLING=y,TCP_CONN_NB=y")]).unwrap();
     agent.create_backend("UCX", &parameters).unwrap();
     agent
 }
@@ -42,9 +42,7 @@ pub(crate) struct Reader {
 impl Reader {
     pub(crate) fn new(arena: &Arena) -> Self {
         let agent = agent("reader");
-        let registration = agent
-            .register_memory(&Registered(arena.start(ARENA_BYTES)), None)
-            .unwrap();
+        let registration = agent.register_memory(&Registered(arena.whole()), None).unwrap();
         Self {
             _registration: registration,
             agent,
@@ -64,12 +62,11 @@ impl process::Reader for Reader {
     }
 
     /// One request, polled to its end.
-    fn transfer(&mut self, direction: Direction, exposed: &Exposed, range: MemoryRange) {
+    fn transfer(&mut self, direction: Direction, exposed: &Exposed, local: &[MemoryRange]) {
         let operation = match direction {
             Direction::Read => XferOp::Read,
             Direction::Write => XferOp::Write,
         };
-        let bytes = size(&range);
         let mut options = OptArgs::new().unwrap();
         options.set_notification_message(exposed.key.as_bytes()).unwrap();
         options.set_has_notification(true).unwrap();
@@ -78,8 +75,8 @@ impl process::Reader for Reader {
             .agent
             .create_xfer_req(
                 operation,
-                &list(range.addr.0, bytes),
-                &list(exposed.addr, bytes),
+                &list(local.iter().copied()),
+                &list(remote(local, exposed.addr)),
                 peer,
                 Some(&options),
             )
@@ -92,9 +89,11 @@ impl process::Reader for Reader {
     }
 }
 
-fn list(addr: u64, bytes: usize) -> XferDescList<'static> {
+fn list(ranges: impl Iterator<Item = MemoryRange>) -> XferDescList<'static> {
     let mut list = XferDescList::new(MemType::Dram).unwrap();
-    list.add_desc(usize::try_from(addr).unwrap(), bytes, 0);
+    for range in ranges {
+        list.add_desc(usize::try_from(range.addr.0).unwrap(), size(&range), range.device);
+    }
     list
 }
 
@@ -114,9 +113,7 @@ pub(crate) struct RawOwner {
 impl RawOwner {
     pub(crate) fn new(arena: Arena) -> Self {
         let agent = agent("owner");
-        let registration = agent
-            .register_memory(&Registered(arena.start(ARENA_BYTES)), None)
-            .unwrap();
+        let registration = agent.register_memory(&Registered(arena.whole()), None).unwrap();
         let metadata = encode(&agent.get_local_md().unwrap(), None, Encoding::Base64).unwrap();
         Self {
             _registration: registration,
@@ -136,7 +133,7 @@ impl Exposer for RawOwner {
             .map(|_| {
                 let key = OperationKey::random().to_text();
                 self.expected.insert(key.clone().into_bytes());
-                let range = self.arena.place(batch.bytes, batch.placement);
+                let range = self.arena.place(batch.span(), batch.placement);
                 Exposed {
                     key,
                     addr: range.addr.0,
