@@ -18,6 +18,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PEERS := .cache/peers/upstream
+# What else the benchmarks compare with. Mooncake needs the system's libibverbs.
+OTHER_PEERS := .cache/peers/ucxx/.ready .cache/peers/mooncake/.ready
+# NIXL and UCX without Python in between, a package of its own that shares the crate's builds.
+RAW := .cache/peers/raw
+RAW_MANIFEST := benches/raw/Cargo.toml
+RAW_SOURCES := $(shell find benches/raw/src -name '*.rs') $(RAW_MANIFEST) benches/raw/Cargo.lock
+RAW_CARGO := CARGO_TARGET_DIR="$${CARGO_TARGET_DIR:-target}" cargo
 # Once on disk, for both environments.
 TORCH := .cache/torch
 DIST ?= dist
@@ -56,6 +63,7 @@ test: build $(OTHERS_READY) ## Run lint and every test not marked `long`
 
 format: setup ## Format Rust and Python
 	cargo fmt
+	cargo fmt --manifest-path $(RAW_MANIFEST)
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
@@ -65,10 +73,12 @@ lint: lint-rust lint-python ## Both of the next two
 
 lint-rust: setup ## rustfmt, clippy, rustdoc, ignored tests
 	cargo fmt --check
+	cargo fmt --check --manifest-path $(RAW_MANIFEST)
 	cargo clippy --all-targets -- -D warnings
 	cargo clippy --all-targets --features testing -- -D warnings
 	cargo clippy --all-targets $(PYTHON_FEATURES) -- -D warnings
 	cargo clippy --tests --features model -- -D warnings
+	$(RAW_CARGO) clippy --all-targets --manifest-path $(RAW_MANIFEST) -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --quiet --features testing
 	$(BIN)/python scripts/check_rust_skips.py
 
@@ -82,6 +92,7 @@ lint-python: build ## ruff, mypy, basedpyright, stubtest
 test-rust: setup ## Rust tests, with and without the scripted transport, none of them with Python
 	scripts/cargo_test.sh
 	scripts/cargo_test.sh --features testing
+	$(RAW_CARGO) test --quiet --lib --manifest-path $(RAW_MANIFEST)
 
 # loom itself finds threads that wait for each other; the limit is for a test that takes turns without end.
 test-models: setup ## The core's concurrency: its threads in every order that differs, under loom
@@ -108,10 +119,14 @@ bench-python: build ## Python benchmarks beside raw NIXL and, after `make peers`
 
 peers: $(PEERS)/.ready ## Upstream's own environment, in .cache/peers/upstream, with torch in .cache/torch (5 GB)
 
+bench-peers: $(PEERS)/.ready $(OTHER_PEERS) bench-raw ## What `dynamo-nixl bench` compares with, in .cache/peers: upstream, ucxx, Mooncake, NIXL and UCX
+
+bench-raw: $(RAW)/.ready ## Of these NIXL and UCX without Python: two programs in Rust
+
 peers-nixl141: $(OLDEST)/.ready ## The oldest supported NIXL, in .cache/nixl-1.4.1
 
 clean: ## Remove what was built; keep the environments
-	rm -rf target dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf target benches/raw/target dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -f python/dynamo_nixl/*.so $(EXTENSION_READY)
 	find python tests build_backend scripts benches -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -119,7 +134,7 @@ distclean: clean ## Remove everything that git ignores here
 	rm -rf $(VENV) .cache .cargo/config.toml
 
 .PHONY: help setup build demo test format lint lint-rust lint-python test-rust test-models test-python test-long wheel bench bench-python \
-	peers peers-nixl141 clean distclean
+	peers bench-peers bench-raw peers-nixl141 clean distclean
 
 # The files behind the targets.
 
@@ -163,4 +178,19 @@ $(PEERS)/.ready: $(TORCH)/.ready scripts/share_packages.py | $(VENV_READY)
 		nixl-cu13==$(NIXL_VERSION) ai-dynamo-runtime==$(UPSTREAM_VERSION)
 	$(PEERS)/bin/python scripts/share_packages.py $(TORCH)
 	$(PEERS)/bin/python -c "import dynamo.nixl_connect"
+	touch $@
+
+.cache/peers/ucxx/.ready: | $(VENV_READY)
+	"$(PYTHON)" -m venv .cache/peers/ucxx
+	.cache/peers/ucxx/bin/python -m pip --disable-pip-version-check install ucxx-cu12 numpy
+	touch $@
+
+.cache/peers/mooncake/.ready: | $(VENV_READY)
+	"$(PYTHON)" -m venv .cache/peers/mooncake
+	.cache/peers/mooncake/bin/python -m pip --disable-pip-version-check install mooncake-transfer-engine nvidia-cuda-runtime-cu12 numpy
+	touch $@
+
+# Only what it loads NIXL with is the crate's, so the crate's own sources are not looked at.
+$(RAW)/.ready: $(RAW_SOURCES) | $(VENV_READY) .cargo/config.toml
+	$(RAW_CARGO) install --quiet --locked --force --path benches/raw --root $(RAW)
 	touch $@

@@ -26,10 +26,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import machine
 import numpy as np
-from channel import Channel
 from dynamo_nixl import Connector, Descriptor, RdmaMetadata
+from dynamo_nixl.bench import machine
+from dynamo_nixl.bench.peer.channel import Channel
 
 GIB = 1 << 30
 RESULT = Path("target/bench/endings.json")

@@ -13,7 +13,8 @@ from statistics import median
 from time import perf_counter, process_time
 from typing import Any
 
-from plan import KIB, MIB, summary
+import numpy as np
+from dynamo_nixl.bench.peer.case import summary
 
 INTERPRETERS = 15
 IMPORT = """
@@ -24,6 +25,7 @@ import dynamo_nixl
 print((perf_counter() - start) * 1000)
 """
 
+KIB, MIB = 1 << 10, 1 << 20
 EXPOSURES = 1000
 QUIET = 1.0
 WINDOW = 5.0
@@ -41,15 +43,16 @@ def measure_import() -> dict[str, Any]:
 async def measure_create() -> list[dict[str, Any]]:
     """Time the making of an exposure and of its metadata, as the loop that awaits them sees it."""
     import dynamo_nixl
-    from arena import OWNERS, Arena
 
     connector = dynamo_nixl.Connector()
-    arena = Arena(OWNERS)
     results = []
     for size, count in ((4 * KIB, 200), (64 * KIB, 200), (MIB, 100), (256 * MIB, 10)):
         created, made = [], []
-        for _ in range(count + 3):
-            descriptor = dynamo_nixl.Descriptor(arena.take(size))
+        # Each time other memory, as far as there is any, all of which has been touched.
+        memory = np.ones(max(256 * MIB, size), dtype=np.uint8)
+        for number in range(count + 3):
+            start_of_it = number * size % len(memory)
+            descriptor = dynamo_nixl.Descriptor(memory[start_of_it : start_of_it + size])
             start = perf_counter()
             operation = await connector.create_readable(descriptor)
             middle = perf_counter()
@@ -70,15 +73,14 @@ async def measure_idle() -> dict[str, float]:
     By the clock of the process's processor time: what /proc/self/stat counts in ticks of 10 ms, in nanoseconds.
     """
     import dynamo_nixl
-    from arena import OWNERS, READERS, Arena
 
     owner, reader = dynamo_nixl.Connector(), dynamo_nixl.Connector()
-    arena, destination = Arena(OWNERS), Arena(READERS)
-    operations = [await owner.create_readable(dynamo_nixl.Descriptor(arena.take(4 * KIB))) for _ in range(EXPOSURES)]
+    memory, destination = np.ones((EXPOSURES, 4 * KIB), dtype=np.uint8), np.zeros(4 * KIB, dtype=np.uint8)
+    operations = [await owner.create_readable(dynamo_nixl.Descriptor(row)) for row in memory]
     results = {"exposed": await _percent()}
     for operation in operations[1:]:
         operation.__exit__()
-    transfer = await reader.begin_read(operations[0].metadata(), dynamo_nixl.Descriptor(destination.take(4 * KIB)))
+    transfer = await reader.begin_read(operations[0].metadata(), dynamo_nixl.Descriptor(destination))
     await transfer.wait_for_completion()
     # A second agent with a loaded peer, and here one registered range: a late reader could still come.
     results["attached"] = await _percent()

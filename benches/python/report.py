@@ -15,32 +15,33 @@ from statistics import median
 from typing import Any
 
 import criterion
-from plan import KIB, MIB, size_name
+import targets
+from dynamo_nixl.bench.cases import cadence_name, size_name
+from dynamo_nixl.bench.tables import duration
 
 RESULTS = Path("target/bench/python.json")
 SIDES = ("reader", "owner")
+KIB, MIB = 1 << 10, 1 << 20
 
 
-def python_sections(results: dict[str, Any]) -> dict[str, str]:
+def python_sections(
+    results: dict[str, Any], loop: dict[str, Any] | None = None, soak: dict[str, Any] | None = None
+) -> dict[str, str]:
     """Make the tables that the Python benchmarks give, by name."""
-    sections = {"machine": _machine(results), "targets": _targets(results), "transfers": _transfers(results)}
-    if results["transfers"]:
+    sections = {
+        "machine": _machine(results),
+        "targets": _targets(results, loop, soak),
+        "transfers": _transfers(results),
+    }
+    if loop is not None:
+        sections["loop"] = _loop(loop)
+    if results["rows"]:
         sections["runs"] = _runs(results)
     if results.get("exposures"):
         sections["exposures"] = _exposures(results["exposures"])
     if "local" in results:
         sections["local"] = _local(results["local"])
     return sections
-
-
-def verdict(results: dict[str, Any], implementation: str, size: int, gap_ms: float, side: str) -> float | None:
-    """Give the median of the runs' medians, in microseconds."""
-    medians = [
-        row[side]["median"]
-        for row in results["transfers"]
-        if (row["implementation"], row["size"], row["gap_ms"]) == (implementation, size, gap_ms)
-    ]
-    return median(medians) if medians else None
 
 
 def _machine(results: dict[str, Any]) -> str:
@@ -57,88 +58,56 @@ def _machine(results: dict[str, Any]) -> str:
     return table(["", ""], rows)
 
 
-def _targets(results: dict[str, Any]) -> str:
-    gaps = sorted({row["gap_ms"] for row in results["transfers"]})
-    rows = [row for side in SIDES for gap in gaps if (row := _small(results, side, gap))]
-    rows += [row for gap in gaps if (row := _big(results, gap))]
-    rows += _exposing_targets(results.get("exposures", []))
-    if "local" in results:
-        milliseconds, percent = results["local"]["import"]["median_ms"], results["local"]["idle"]["exposed"]
-        rows += [
-            [
-                "import, after pydantic and asyncio",
-                "under 20 ms",
-                f"{milliseconds:.1f} ms",
-                "-",
-                met(milliseconds < 20),
-            ],
-            [
-                "1 000 passive operations, after 1 s of quiet",
-                "2 % of a core",
-                f"{percent:.2f} %",
-                "-",
-                met(percent <= 2),
-            ],
-        ]
+def _targets(results: dict[str, Any], loop: dict[str, Any] | None, soak: dict[str, Any] | None) -> str:
+    found = [*targets.transfer_targets(results)]
+    if loop is not None:
+        found += targets.loop_targets(loop, results)
+    found += targets.other_targets(results, soak)
+    rows = [target.cells() for target in found] + _exposing_targets(results.get("exposures", []))
     return table(["what", "target", "measured", "upstream", "met"], rows)
 
 
-def _small(results: dict[str, Any], side: str, gap_ms: float) -> list[str] | None:
-    ours, upstream = (verdict(results, name, 4 * KIB, gap_ms, side) for name in ("ours", "upstream"))
-    if ours is None:
-        return None
-    what = f"4 KiB, {side}, {_cadence(gap_ms)}"
-    return [what, "under 0.5 ms", duration(ours), duration(upstream), met(ours < 500)]
-
-
-def _big(results: dict[str, Any], gap_ms: float) -> list[str] | None:
-    ours, raw, upstream = (verdict(results, name, 256 * MIB, gap_ms, "reader") for name in ("ours", "raw", "upstream"))
-    if ours is None or raw is None:
-        return None
-    others = f"{raw / upstream:.2f} x" if upstream else "-"
-    what = f"256 MiB, {_cadence(gap_ms)}, against one raw request"
-    return [what, "0.9 x", f"{raw / ours:.2f} x", others, met(raw / ours >= 0.9)]
-
-
 def _transfers(results: dict[str, Any]) -> str:
-    keys = sorted({(row["size"], row["gap_ms"]) for row in results["transfers"]})
-    names = [name for name in ("ours", "raw", "upstream") if name in results["versions"]]
+    measured = targets.Measured(results)
+    keys = sorted({(row["size"], row["gap_us"]) for row in results["rows"] if row["tasks"] == row["blocks"] == 1})
+    readers = [name for name in ("ours", "raw-rust", "raw", "upstream") if name in results["versions"]]
+    owners = [name for name in ("ours", "upstream") if name in results["versions"]]
+    columns = [*((name, "reader") for name in readers), *((name, "owner") for name in owners)]
     rows = []
     for size, gap in keys:
-        row = [size_name(size), _cadence(gap)]
-        for side in SIDES:
-            row += [duration(verdict(results, name, size, gap, side)) for name in names]
-        rows.append(row)
-    return table(["size", "cadence", *(f"{side}, {name}" for side in SIDES for name in names)], rows)
+        times = (measured.time(name, size, gap, side) for name, side in columns)
+        rows.append([size_name(size), cadence_name(gap), *map(duration, times)])
+    return table(["size", "cadence", *(f"{side}, {name}" for name, side in columns)], rows)
 
 
 def _runs(results: dict[str, Any]) -> str:
     rows = []
-    for row in sorted(
-        results["transfers"], key=lambda row: (row["size"], row["gap_ms"], row["implementation"], row["run"])
-    ):
-        cells = [size_name(row["size"]), _cadence(row["gap_ms"]), row["implementation"], str(row["run"])]
+    for row in sorted(results["rows"], key=lambda row: (row["size"], row["gap_us"], row["implementation"], row["run"])):
+        size = size_name(row["size"])
+        size += f", {row['tasks']} tasks" if row["tasks"] > 1 else ""
+        size += f", {row['blocks']} blocks" if row["blocks"] > 1 else ""
+        cells = [size, cadence_name(row["gap_us"]), row["implementation"], str(row["run"])]
         for side in SIDES:
-            cells += [f"{row[side][what]:.0f}" for what in ("p10", "median", "p90")]
+            cells += [f"{row[side][what]:.0f}" if row.get(side) else "-" for what in ("p10", "median", "p90")]
         rows.append(cells)
     columns = [f"{side} {what}, us" for side in SIDES for what in ("p10", "median", "p90")]
     return table(["size", "cadence", "", "run", *columns], rows)
 
 
-def _exposing(rows: list[dict[str, Any]], implementation: str, gap_ms: float, what: str) -> float | None:
+def _exposing(rows: list[dict[str, Any]], implementation: str, gap_us: float, what: str) -> float | None:
     """Give the median of the runs' medians, in microseconds."""
     medians = [
         times[what]["median"]
         for row in rows
         if row["implementation"] == implementation
         for times in row["times"]
-        if times["gap_ms"] == gap_ms
+        if times["gap_us"] == gap_us
     ]
     return median(medians) if medians else None
 
 
 def _exposing_gaps(rows: list[dict[str, Any]]) -> list[float]:
-    return sorted({times["gap_ms"] for row in rows for times in row["times"]})
+    return sorted({times["gap_us"] for row in rows for times in row["times"]})
 
 
 def _exposing_targets(rows: list[dict[str, Any]]) -> list[list[str]]:
@@ -146,7 +115,7 @@ def _exposing_targets(rows: list[dict[str, Any]]) -> list[list[str]]:
     for gap in _exposing_gaps(rows):
         ours = _exposing(rows, "ours", gap, "both")
         if ours is not None:
-            what = f"`create_readable` and `metadata()`, registered, {_cadence(gap)}"
+            what = f"`create_readable` and `metadata()`, registered, {cadence_name(gap)}"
             upstreams = duration(_exposing(rows, "upstream", gap, "both"))
             targets.append([what, "under 60 us", duration(ours), upstreams, met(ours < 60)])
     return targets
@@ -157,12 +126,47 @@ def _exposures(rows: list[dict[str, Any]]) -> str:
     for gap in _exposing_gaps(rows):
         for what, name in (("create", "`create_readable`"), ("metadata", "`metadata()`"), ("both", "both")):
             times = [duration(_exposing(rows, each, gap, what)) for each in ("ours", "upstream")]
-            lines.append([f"{name}, registered descriptor, {_cadence(gap)}", *times])
+            lines.append([f"{name}, registered descriptor, {cadence_name(gap)}", *times])
     for count in next(iter(rows))["lengths"]:
         lengths = {row["implementation"]: row["lengths"][count] for row in rows}
         name = f"characters of `nixl_metadata`, {int(count):,} registrations"
         lines.append([name, *(f"{lengths[each]:,}" if each in lengths else "-" for each in ("ours", "upstream"))])
     return table(["what", "ours", "upstream"], lines)
+
+
+def _loop(loop: dict[str, Any]) -> str:
+    """Make the table of what an event loop feels; each figure is the median of the runs."""
+    whats = [
+        ("making the first connector: longest callback", ("creation", "first_held")),
+        ("making another one: longest callback", ("creation", "held", "most")),
+        ("first contact, 4 KiB: longest callback", ("first_contact", "held", "most")),
+        ("first contact, 4 KiB: until it is there", ("first_contact", "took", "median")),
+        *(
+            (f"`begin_read` of {size}, {cadence}: on the loop's thread", ("begin", index, "held", "median"))
+            for index, (size, cadence) in enumerate(
+                (size, cadence) for size in ("1 MiB", "64 MiB") for cadence in ("hot", "cold")
+            )
+        ),
+        ("a ticker of 1 ms, nothing under way: late, 99 %", ("lag", "idle", "p99")),
+        ("the same, four transfers of 256 MiB: late, 99 %", ("lag", "busy", "p99")),
+        ("four transfers of 256 MiB: longest callback", ("lag", "held", "median")),
+        ("4 KiB every millisecond: median", ("small_among_big", "alone", "median")),
+        ("4 KiB every millisecond: 99 %", ("small_among_big", "alone", "p99")),
+        ("the same, 1 GiB under way from the same peer: median", ("small_among_big", "among", "median")),
+        ("the same, 1 GiB under way from the same peer: 99 %", ("small_among_big", "among", "p99")),
+        ("a bare eventfd's wake, warm", ("bare_wakes", 0, "wake", "median")),
+        ("a bare eventfd's wake, cold", ("bare_wakes", 1, "wake", "median")),
+    ]
+    rows = []
+    for what, path in whats:
+        values = []
+        for run in loop["runs"]:
+            value: Any = run
+            for key in path:
+                value = value[key]
+            values.append(value)
+        rows.append([what, duration(median(values)), f"{duration(min(values))} to {duration(max(values))}"])
+    return table(["what", "median of the runs", "runs"], rows)
 
 
 def _local(local: dict[str, Any]) -> str:
@@ -220,23 +224,9 @@ def endings_section(results: dict[str, Any]) -> str:
     return f"{table(columns, rows)}\n\nMeasured by {command}, load average before {results['load']}."
 
 
-def duration(microseconds: float | None) -> str:
-    """Write a time with three digits that mean something."""
-    if microseconds is None:
-        return "-"
-    if microseconds < 1000:
-        return f"{microseconds:.3g} us"
-    milliseconds = microseconds / 1000
-    return f"{milliseconds:.0f} ms" if milliseconds >= 100 else f"{milliseconds:.3g} ms"
-
-
 def met(is_met: bool) -> str:
     """Write a verdict."""
     return "yes" if is_met else "**no**"
-
-
-def _cadence(gap_ms: float) -> str:
-    return f"{gap_ms:g} ms gaps" if gap_ms else "back to back"
 
 
 def update(document: Path, sections: dict[str, str]) -> None:
@@ -250,6 +240,10 @@ def update(document: Path, sections: dict[str, str]) -> None:
     document.write_text(text, encoding="utf-8")
 
 
+def _load(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
 def main() -> None:
     """Print the tables, or put them where they belong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -259,11 +253,11 @@ def main() -> None:
     parser.add_argument("--criterion", type=Path, default=target / "criterion", help=f"default: {target / 'criterion'}")
     arguments = parser.parse_args()
     sections = {}
-    if arguments.results.exists():
-        sections |= python_sections(json.loads(arguments.results.read_text(encoding="utf-8")))
-    endings = arguments.results.with_name("endings.json")
-    if endings.exists():
-        sections["endings"] = endings_section(json.loads(endings.read_text(encoding="utf-8")))
+    if (results := _load(arguments.results)) is not None:
+        others = (_load(arguments.results.with_name(f"{name}.json")) for name in ("loop", "soak"))
+        sections |= python_sections(results, *others)
+    if (endings := _load(arguments.results.with_name("endings.json"))) is not None:
+        sections["endings"] = endings_section(endings)
     if arguments.criterion.is_dir():
         sections |= criterion.sections(arguments.criterion)
     if not sections:

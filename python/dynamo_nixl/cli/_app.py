@@ -1,5 +1,7 @@
 """The commands and their options."""
 
+from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -63,6 +65,82 @@ def demo(
 ) -> None:
     """Hand tensors from one process to another and back, and verify every byte."""
     raise SystemExit(run_demo(sizes or list(SIZES), repeat, timeout, as_json=as_json))
+
+
+class Cadence(StrEnum):
+    """The pauses between transfers."""
+
+    HOT = "hot"
+    WARM = "warm"
+    COLD = "cold"
+
+
+class Other(StrEnum):
+    """What dynamo_nixl is compared with."""
+
+    RAW = "raw"
+    RAW_RUST = "raw-rust"
+    RAW_RUST_PLAIN = "raw-rust-plain"
+    UCX = "ucx"
+    UPSTREAM = "upstream"
+    FOREIGN = "foreign"
+    RAW_FOREIGN = "raw-foreign"
+    UCXX = "ucxx"
+    MOONCAKE = "mooncake"
+    MEMCPY = "memcpy"
+
+
+@app.command()
+def bench(
+    sizes: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--size",
+            parser=parse_size,
+            metavar="BYTES",
+            help="Bytes of a transfer, such as 4096, 64K or 1M; may be given several times.",
+            show_default="4K, 64K, 1M, 64M",
+        ),
+    ] = None,
+    cadences: Annotated[
+        list[Cadence] | None,
+        typer.Option(
+            "--cadence",
+            help="The pause between two transfers: none, 300 us, 2 ms. May be given several times.",
+            show_default="hot, cold",
+        ),
+    ] = None,
+    against: Annotated[
+        list[Other] | None,
+        typer.Option(
+            help="Whom to compare with, if installed. May be given several times.", show_default="raw, memcpy"
+        ),
+    ] = None,
+    tasks: Annotated[int, typer.Option(min=1, help="How many tasks of the reader transfer at the same time.")] = 1,
+    blocks: Annotated[int, typer.Option(min=1, help="How many scattered ranges a transfer has.")] = 1,
+    huge: Annotated[bool, typer.Option("--huge-pages", help="Have memory with huge pages on both sides.")] = False,
+    iterations: Annotated[
+        int | None, typer.Option(min=1, help="Transfers of each size and cadence.", show_default="by size, 10 to 300")
+    ] = None,
+    runs: Annotated[
+        int, typer.Option(min=1, help="How often all of it is done; the median of the medians counts.")
+    ] = 1,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the times there (needs matplotlib).")] = None,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write everything there, as JSON.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
+) -> None:
+    """Measure reads between two processes, beside others, and what each layer adds. Takes up to half a minute."""
+    from dynamo_nixl.bench.cases import DEFAULT_CADENCES, DEFAULT_SIZES, make_cases
+
+    from .bench import run_bench
+
+    wanted = sizes or list(DEFAULT_SIZES)
+    if odd := [size for size in wanted if size % blocks]:
+        raise typer.BadParameter(f"{odd[0]} bytes are not {blocks} ranges of equal size")
+    names = [each.value for each in cadences or ()] or list(DEFAULT_CADENCES)
+    cases = make_cases(wanted, names, iterations=iterations, tasks=tasks, blocks=blocks, huge=huge)
+    others = ["raw", "memcpy"] if against is None else [each.value for each in dict.fromkeys(against)]
+    raise SystemExit(run_bench(cases, others, runs, as_json=as_json, output=output, plot=plot))
 
 
 @app.command()
