@@ -76,13 +76,7 @@ fn live(shared: &Shared, flavor: AgentFlavor, factory: &TransportFactory, comman
     let failure = opened.as_ref().err().cloned();
     shared.open_gate(|| shared.opened.get_or_init(|| opened));
     match (shared.opened.get(), failure) {
-        (Some(Ok(opened)), _) => match tokio::runtime::Builder::new_current_thread().enable_time().build() {
-            Ok(runtime) => runtime.block_on(Driver::new(shared, opened, commands).drive()),
-            Err(error) => {
-                tracing::error!(%error, "a lane has no runtime");
-                give_up(shared)
-            }
-        },
+        (Some(Ok(opened)), _) => Driver::new(shared, opened, commands).drive(),
         (_, failure) => {
             // Everything that was handed in fails for the reason the agent failed.
             while let Some(command) = commands.blocking_recv() {
@@ -158,7 +152,7 @@ impl<'lane> Driver<'lane> {
     }
 
     /// The lane's life. True where everything was quiet at its end.
-    async fn drive(mut self) -> bool {
+    fn drive(mut self) -> bool {
         if self.shared.role == Role::Copy {
             // Not before the agent is made: its own threads would inherit it.
             thread::be_nice();
@@ -172,12 +166,10 @@ impl<'lane> Driver<'lane> {
             match idle.next(activity, Instant::now()) {
                 Rest::Spin => std::hint::spin_loop(),
                 Rest::Yield => std::thread::yield_now(),
-                // On purpose a sleep of the whole thread: tokio's timer has a resolution of a millisecond, and nothing
-                // else runs here.
                 Rest::Nap(duration) => std::thread::sleep(duration),
                 Rest::Park(_) if self.closing.is_some() => std::thread::sleep(CLOSING_NAP),
                 Rest::Park(duration) => {
-                    if self.park(duration).await {
+                    if self.park(duration) {
                         idle.wake(Instant::now());
                     }
                 }
@@ -213,8 +205,8 @@ impl<'lane> Driver<'lane> {
     }
 
     /// Sleeps until there is something to look at. Whether a command came.
-    async fn park(&mut self, duration: Duration) -> bool {
-        let command = match self.commands.rest(duration).await {
+    fn park(&mut self, duration: Duration) -> bool {
+        let command = match self.commands.rest(duration) {
             Ok(command) => command,
             Err(TryRecvError::Disconnected) => orphaned(),
             Err(TryRecvError::Empty) => return false,

@@ -23,7 +23,7 @@ const BUSY: Duration = Duration::from_millis(20);
 const WAITING_NAP: Duration = Duration::from_micros(100);
 /// Until nothing has happened for so long.
 const WARM: Duration = Duration::from_secs(1);
-/// Operations wait, but nothing has happened for long: 1 to 2 % of a core. Tokio's timer counts in milliseconds.
+/// Operations wait, but nothing has happened for long: 1 to 2 % of a core.
 const WAITING_PARK: Duration = Duration::from_millis(2);
 /// Others move the bytes, and tell when they are done: only limits of time are to be looked after.
 const DELEGATED_PARK: Duration = Duration::from_millis(5);

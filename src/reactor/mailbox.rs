@@ -83,13 +83,13 @@ impl<T> Inbox<T> {
     ///
     /// # Errors
     /// `Empty` where there is nothing to take and reason to look; `Disconnected` where nobody can send any more.
-    pub(super) async fn rest(&mut self, duration: Duration) -> Result<T, TryRecvError> {
+    pub(super) fn rest(&mut self, duration: Duration) -> Result<T, TryRecvError> {
         let may_sleep = self
             .bell
             .compare_exchange(AWAKE, ASLEEP, Ordering::AcqRel, Ordering::Acquire)
             .is_ok();
         let taken = if may_sleep {
-            within(duration, self.receiver.recv()).await
+            within(duration, self.receiver.recv())
         } else {
             None
         };

@@ -1,6 +1,6 @@
 //! What drives the wire: lanes, their threads, and the transfers they carry.
 //!
-//! A *lane* is one NIXL agent with a named thread of its own, running a current-thread tokio runtime. Commands go in
+//! A *lane* is one NIXL agent with a named thread of its own. Commands go in
 //! through a channel; completions leave through [`crate::operation::CompletionSink`]. The thread never takes the GIL. A
 //! caller may also drive a lane itself for a moment, when the transfer is small and nobody else holds the lane: such a
 //! transfer ends without a thread hop.

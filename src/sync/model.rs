@@ -55,8 +55,8 @@ pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
 }
 
 /// As the real one, for ever.
-pub(crate) async fn within<T>(_duration: Duration, awaited: impl Future<Output = T>) -> Option<T> {
-    Some(awaited.await)
+pub(crate) fn within<T>(_duration: Duration, awaited: impl Future<Output = T>) -> Option<T> {
+    Some(block_on(awaited))
 }
 
 /// As the real one: never poisoned.

@@ -12,7 +12,7 @@ use crate::reactor::lane::Lane;
 use crate::reactor::transfer::{Limits, Transfer};
 use crate::region::LocalMemory;
 use crate::settings::Settings;
-use crate::sync::{block_on, check, spawn};
+use crate::sync::{check, spawn};
 use crate::transport::fake::{Completion, FakeNetwork, FakeOwner};
 use crate::types::{Addr, AgentName, ByteLen, Direction, MemoryKind, MemoryRange, OperationKey};
 
@@ -68,7 +68,7 @@ impl Stage {
                         thread::yield_now();
                     }
                     ControlFlow::Continue(_) => {
-                        block_on(driver.park(LONG));
+                        driver.park(LONG);
                     }
                 }
             };
@@ -181,7 +181,7 @@ fn a_cancel_while_the_lane_goes_to_sleep_is_looked_at() {
                     if is_over {
                         break;
                     }
-                    block_on(driver.park(LONG));
+                    driver.park(LONG);
                 }
                 network.release_all();
                 assert!(driver.turn().is_continue());
