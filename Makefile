@@ -115,7 +115,9 @@ bench: setup ## Rust benchmarks, no Python
 
 bench-python: build ## Python benchmarks beside raw NIXL and, after `make peers`, upstream
 	$(BIN)/python benches/python/transfer.py
+	$(BIN)/python benches/python/loop.py
 	$(BIN)/python benches/python/endings.py
+	$(BIN)/python benches/python/soak.py
 
 peers: $(PEERS)/.ready ## Upstream's own environment, in .cache/peers/upstream, with torch in .cache/torch (5 GB)
 

@@ -256,6 +256,8 @@ def main() -> None:
     if (results := _load(arguments.results)) is not None:
         others = (_load(arguments.results.with_name(f"{name}.json")) for name in ("loop", "soak"))
         sections |= python_sections(results, *others)
+    if (tcp := _load(arguments.results.with_name("tcp.json"))) is not None:
+        sections["tcp"] = _transfers(tcp)
     if (endings := _load(arguments.results.with_name("endings.json"))) is not None:
         sections["endings"] = endings_section(endings)
     if arguments.criterion.is_dir():
