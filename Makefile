@@ -113,7 +113,7 @@ wheel: setup ## Build the abi3 wheel into dist/
 bench: setup ## Rust benchmarks, no Python
 	cargo bench
 
-bench-python: build ## Python benchmarks beside raw NIXL and, after `make peers`, upstream
+bench-python: build bench-raw ## Python benchmarks beside NIXL and, after `make bench-peers`, others
 	$(BIN)/python benches/python/transfer.py
 	$(BIN)/python benches/python/loop.py
 	$(BIN)/python benches/python/endings.py

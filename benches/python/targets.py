@@ -64,15 +64,18 @@ def transfer_targets(results: dict[str, Any]) -> Iterator[Target]:
     for size in (8, 4 * KIB, 64 * KIB):
         for gap, added in ((hot, 15.0), (cold, 30.0)):
             ours, raw, upstream = (measured.time(name, size, gap) for name in ("ours", "raw-rust", "upstream"))
-            if ours is not None and raw is not None:
-                what = f"{size_name(size)}, reader, {cadence_name(gap)}"
-                target = f"NIXL in Rust + {added:.0f} us: {duration(raw + added)}"
+            what = f"{size_name(size)}, reader, {cadence_name(gap)}"
+            target = f"NIXL in Rust + {added:.0f} us"
+            if ours is None or raw is None:
+                yield Target(what, target, None, "-", is_met=False)
+            else:
+                target += f": {duration(raw + added)}"
                 yield Target(what, target, duration(ours), duration(upstream), ours <= raw + added)
     for gap in (hot, warm, cold):
         ours, raw = (measured.time(name, 4 * KIB, gap) for name in ("foreign", "raw-foreign"))
         if ours is not None and raw is not None:
-            what = f"4 KiB, reader, owner of upstream's, {cadence_name(gap)}"
-            yield Target(what, "1.3 x NIXL with that owner", f"{ours / raw:.2f} x", "-", ours <= 1.3 * raw)
+            what = f"4 KiB, reader, owner of upstream's, {cadence_name(gap)}, against NIXL's Python bindings with it"
+            yield Target(what, "1.3 x", f"{ours / raw:.2f} x", "-", ours <= 1.3 * raw)
     for gap, limit in ((warm, 150.0), (cold, 200.0)):
         ours, upstream = (measured.time(name, 4 * KIB, gap, "owner") for name in ("ours", "upstream"))
         what = f"4 KiB, the owner's wait, {cadence_name(gap)}"
@@ -84,8 +87,10 @@ def transfer_targets(results: dict[str, Any]) -> Iterator[Target]:
         least = 1.5 if size >= 64 * MIB else 0.9
         for gap in (hot, cold):
             ours, raw, upstream = (measured.time(name, size, gap) for name in ("ours", "raw-rust", "upstream"))
-            if ours is not None and raw is not None:
-                what = f"{size_name(size)}, {cadence_name(gap)}, against one request of NIXL's"
+            what = f"{size_name(size)}, {cadence_name(gap)}, against one request of NIXL's"
+            if ours is None or raw is None:
+                yield Target(what, f"{least} x", None, "-", is_met=False)
+            else:
                 others = f"{raw / upstream:.2f} x" if upstream else "-"
                 yield Target(what, f"{least} x", f"{raw / ours:.2f} x", others, raw / ours >= least)
     ours, raw = (measured.time(name, 128 * MIB, hot, blocks=SCATTERED) for name in ("ours", "raw-rust"))
@@ -131,7 +136,7 @@ def loop_targets(loop: dict[str, Any], results: dict[str, Any]) -> Iterator[Targ
         "four transfers of 256 MiB: a ticker's lateness, 99 %", 2000.0, over_runs(lambda run: run["lag"]["busy"]["p99"])
     )
     what = "four transfers of 256 MiB: the longest callback"
-    yield from _below(what, 200.0, over_runs(lambda run: run["lag"]["held"]["median"]))
+    yield from _below(what, 200.0, over_runs(lambda run: run["lag"]["held"]["most"]))
     among = over_runs(lambda run: run["small_among_big"]["among"]["p99"])
     yield from _below("4 KiB in the middle of 1 GiB from the same peer, 99 %", 1000.0, among)
 

@@ -32,7 +32,7 @@ def test_all_of_it_as_json(transport):
     done = bench(
         "--size", "4K", "--size", "1M", "--cadence", "hot", "--cadence", "warm", "--json", "--runs", "2", **transport
     )
-    assert (done.returncode, done.stderr) == (0, done.stderr)
+    assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)
     assert results["ok"] is True
     found = [(row["run"], row["implementation"], row["size"], row["gap_us"]) for row in results["rows"]]
@@ -72,6 +72,30 @@ def test_results_in_a_file(tmp_path):
     done = bench("--size", "4K", "--cadence", "hot", "--against", "memcpy", "--output", str(output))
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(output.read_text())["rows"]
+
+
+@pytest.mark.parametrize("option", ["--output", "--plot"])
+def test_what_cannot_be_written_is_refused_before_anything_is_measured(option, tmp_path):
+    done = bench(option, str(tmp_path / "nowhere" / "results.png"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no such folder" in done.stderr
+
+
+def test_names_may_be_separated_by_commas():
+    done = bench("--size", "4K", "--cadence", "hot", "--json", "--against", "raw,memcpy")
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)["versions"]) == {"ours", "raw", "memcpy"}
+
+
+def test_a_peer_may_say_a_lot(tmp_path):
+    """More than a pipe holds, and then nothing that is expected."""
+    program = tmp_path / "raw" / "bin" / "raw-ucx"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\nhead -c 300000 /dev/zero | tr '\\0' x >&2\necho the end >&2\n")
+    program.chmod(0o755)
+    done = bench("--size", "4K", "--cadence", "hot", "--against", "ucx", DYNAMO_NIXL_PEERS=str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith("the end")
 
 
 def test_what_is_not_installed_is_left_out(tmp_path):
@@ -117,7 +141,7 @@ def test_layers_follow_what_was_measured():
     results = Results(1)
     for name, time in (("memcpy", 1.0), ("raw", 30.0)):
         results.add(1, name, case, {"reader": {"median": time}, "owner": None})
-    assert results.layers(shape_of(case)) == [("memcpy", 1.0), ("NIXL, UCX", 29.0)]
+    assert results.layers(shape_of(case)) == [("memcpy", 1.0), ("NIXL in Python, UCX", 29.0)]
     for name, time in (("ucx", 3.0), ("raw-rust", 5.0)):
         results.add(1, name, case, {"reader": {"median": time}, "owner": None})
     assert results.layers(shape_of(case)) == [("memcpy", 1.0), ("UCX", 2.0), ("NIXL", 2.0)]
@@ -130,6 +154,7 @@ def test_layers_follow_what_was_measured():
         (("--size", "100", "--blocks", "3"), "not 3 ranges"),
         (("--cadence", "tepid"), "tepid"),
         (("--against", "nobody"), "nobody"),
+        (("--against", "raw,nobody"), "nobody"),
         (("--tasks", "0"), "greater than or equal to 1"),
     ],
 )

@@ -35,7 +35,8 @@ def make_cases(
 
 def cadence_name(gap_us: float) -> str:
     """Name a pause."""
-    return next((name for name, known in CADENCES.items() if known == gap_us), f"{gap_us:g} us gaps")
+    shown = f"{gap_us / 1e6:g} s gaps" if gap_us >= 1e6 else f"{gap_us:g} us gaps"
+    return next((name for name, known in CADENCES.items() if known == gap_us), shown)
 
 
 def parse_size(text: str) -> int:

@@ -35,9 +35,11 @@ OTHERS = (
 """What dynamo_nixl can be compared with; `foreign` is itself, with an owner of upstream's."""
 
 _PEERS = str(Path(__file__).parent)
-# At the end of the path: nothing of ours is to stand before what others import by the same name.
+# Without the working directory, where anything may lie; and at the end of the path, since nothing of ours is to stand
+# before what others import by the same name.
 _PROGRAM = (
-    f"import sys, runpy; sys.path.append({_PEERS!r}); runpy.run_module('peer', run_name='__main__', alter_sys=True)"
+    f"import sys, runpy; sys.path[:] = [*filter(None, sys.path), {_PEERS!r}]; "
+    "runpy.run_module('peer', run_name='__main__', alter_sys=True)"
 )
 
 

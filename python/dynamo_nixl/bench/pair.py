@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import tempfile
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
 from .peer.channel import Channel
@@ -25,8 +27,8 @@ class Pair:
         self._name = implementation.name
         between = socket.socketpair()
         mine, readers = socket.socketpair()
-        self._owner = _start(implementation.owner or implementation, "owner", between[0])
-        self._reader = _start(implementation, "reader", between[1], readers)
+        self._owner = _Side(implementation.owner or implementation, "owner", between[0])
+        self._reader = _Side(implementation, "reader", between[1], readers)
         self._channel = Channel(mine)
         self.versions: dict[str, str] = self._receive()
 
@@ -38,57 +40,69 @@ class Pair:
         PeerFailedError
             Where one of the processes has ended.
         """
-        self._channel.send(case.to_json())
-        return self._receive()
+        try:
+            self._channel.send(case.to_json())
+            return self._receive()
+        except OSError:
+            raise self._failure() from None
 
     def _receive(self) -> dict[str, Any]:
         result: dict[str, Any] | None = self._channel.receive()
         if result is None:
-            self._channel.close()
-            said = "".join(self._end(process, 5) for process in (self._reader, self._owner))
-            raise PeerFailedError(f"{self._name} has ended early:\n{said.strip() or 'without a word'}")
+            raise self._failure()
         return result
+
+    def _failure(self) -> PeerFailedError:
+        with suppress(OSError):
+            self._channel.close()
+        said = "".join(side.end(5) for side in (self._reader, self._owner))
+        return PeerFailedError(f"{self._name} has ended early:\n{said.strip() or 'without a word'}")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, exc_type: type[BaseException] | None, *exc_info: object) -> None:
-        self._channel.close()
-        for process in (self._reader, self._owner):
+        with suppress(OSError):
+            self._channel.close()
+        for side in (self._reader, self._owner):
             # An owner that waits for a reader which is no more has no end to come to.
-            self._end(process, 60 if exc_type is None else 1)
+            side.end(60 if exc_type is None else 1)
 
-    @staticmethod
-    def _end(process: subprocess.Popen[str], patience: float) -> str:
-        """Wait for a process, and return what it has written to its standard error."""
-        if process.stderr is None or process.stderr.closed:
-            return ""
+
+class _Side:
+    """One of the two processes."""
+
+    def __init__(self, implementation: Implementation, role: str, *ends: socket.socket) -> None:
+        numbers = [end.fileno() for end in ends]
+        environment = {
+            # With the system's libefa in the process, UCX's module for it crashes the exit. Ours sees to that itself.
+            "UCX_MODULES": "^efa",
+            "NIXL_LOG_LEVEL": "WARN",
+            **os.environ,
+            **implementation.environment,
+        }
+        # A file, since nobody reads what is said until the end.
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed where it is read
+        self._process = subprocess.Popen(
+            [*implementation.command, role, implementation.name, *map(str, numbers)],
+            pass_fds=numbers,
+            env=environment,
+            # Neither NIXL's nor upstream's chatter belongs to the output of the benchmark.
+            stdout=subprocess.DEVNULL,
+            stderr=self._said,
+        )
+        for end in ends:
+            end.close()
+
+    def end(self, patience: float) -> str:
+        """Wait for the process, and return what it has written to its standard error; nothing the second time."""
         try:
-            _, said = process.communicate(timeout=patience)
+            self._process.wait(patience)
         except subprocess.TimeoutExpired:
-            process.kill()
-            _, said = process.communicate()
-        return said
-
-
-def _start(implementation: Implementation, role: str, *ends: socket.socket) -> subprocess.Popen[str]:
-    numbers = [end.fileno() for end in ends]
-    environment = {
-        # With the system's libefa in the process, UCX's module for it crashes the exit. Ours sees to that by itself.
-        "UCX_MODULES": "^efa",
-        "NIXL_LOG_LEVEL": "WARN",
-        **os.environ,
-        **implementation.environment,
-    }
-    process = subprocess.Popen(
-        [*implementation.command, role, implementation.name, *map(str, numbers)],
-        pass_fds=numbers,
-        env=environment,
-        # Neither NIXL's nor upstream's chatter belongs to the output of the benchmark.
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    for end in ends:
-        end.close()
-    return process
+            self._process.kill()
+            self._process.wait()
+        if self._said.closed:
+            return ""
+        with self._said:
+            self._said.seek(0)
+            return self._said.read().decode(errors="replace")

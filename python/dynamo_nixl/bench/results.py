@@ -76,11 +76,13 @@ class Results:
         """
         ucx = self.time("ucx", shape)
         # The one in Rust has the transport that ours has, and nothing of Python in between.
-        nixl = self.time("raw-rust", shape) or self.time("raw", shape)
+        rust = self.time("raw-rust", shape)
+        nixl = rust or self.time("raw", shape)
+        name = "NIXL" if rust else "NIXL in Python"
         steps = [
             ("memcpy", self.time("memcpy", shape)),
             ("UCX", ucx),
-            ("NIXL, UCX" if ucx is None else "NIXL", nixl),
+            (f"{name}, UCX" if ucx is None else name, nixl),
             ("reader", self.time("ours", shape)),
             ("owner awake", self.time("ours", shape, "owner")),
         ]

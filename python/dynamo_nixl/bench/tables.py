@@ -73,7 +73,7 @@ def duration(microseconds: float | None) -> str:
     """Write a time with three digits that mean something."""
     if microseconds is None:
         return "-"
-    if abs(microseconds) < 1000:
+    if abs(microseconds) < 999.5:
         return f"{microseconds:.3g} us"
     milliseconds = microseconds / 1000
     return f"{milliseconds:.0f} ms" if abs(milliseconds) >= 100 else f"{milliseconds:.3g} ms"

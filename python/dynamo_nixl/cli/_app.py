@@ -75,19 +75,14 @@ class Cadence(StrEnum):
     COLD = "cold"
 
 
-class Other(StrEnum):
-    """What dynamo_nixl is compared with."""
+def _others(texts: list[str]) -> list[str]:
+    """Read names, separated by commas; each once."""
+    from dynamo_nixl.bench.implementations import OTHERS
 
-    RAW = "raw"
-    RAW_RUST = "raw-rust"
-    RAW_RUST_PLAIN = "raw-rust-plain"
-    UCX = "ucx"
-    UPSTREAM = "upstream"
-    FOREIGN = "foreign"
-    RAW_FOREIGN = "raw-foreign"
-    UCXX = "ucxx"
-    MOONCAKE = "mooncake"
-    MEMCPY = "memcpy"
+    names = [name.strip() for text in texts for name in text.split(",")]
+    if unknown := [name for name in names if name not in OTHERS]:
+        raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(OTHERS)}", param_hint="--against")
+    return list(dict.fromkeys(names))
 
 
 @app.command()
@@ -111,9 +106,12 @@ def bench(
         ),
     ] = None,
     against: Annotated[
-        list[Other] | None,
+        list[str] | None,
         typer.Option(
-            help="Whom to compare with, if installed. May be given several times.", show_default="raw, memcpy"
+            metavar="NAME,...",
+            help="Whom to compare with, if installed: raw, raw-rust, raw-rust-plain, ucx, memcpy, upstream, foreign, "
+            "raw-foreign, ucxx, mooncake.",
+            show_default="raw, memcpy",
         ),
     ] = None,
     tasks: Annotated[int, typer.Option(min=1, help="How many tasks of the reader transfer at the same time.")] = 1,
@@ -139,7 +137,7 @@ def bench(
         raise typer.BadParameter(f"{odd[0]} bytes are not {blocks} ranges of equal size")
     names = [each.value for each in cadences or ()] or list(DEFAULT_CADENCES)
     cases = make_cases(wanted, names, iterations=iterations, tasks=tasks, blocks=blocks, huge=huge)
-    others = ["raw", "memcpy"] if against is None else [each.value for each in dict.fromkeys(against)]
+    others = _others(against) if against else ["raw", "memcpy"]
     raise SystemExit(run_bench(cases, others, runs, as_json=as_json, output=output, plot=plot))
 
 

@@ -14,6 +14,8 @@ from dynamo_nixl.bench import machine, tables
 from dynamo_nixl.bench.pair import PeerFailedError
 from dynamo_nixl.bench.session import run
 
+_FORMATS = (".png", ".svg", ".pdf")
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -26,7 +28,7 @@ def run_bench(
 ) -> int:
     """Measure, and print what came out; returns the exit code."""
     console = Console(stderr=as_json)
-    if plot is not None and (error := _why_no_plot()):
+    if error := _why_not(output, plot):
         sys.stderr.write(f"dynamo-nixl bench failed: {error}\n")
         return 1
     if machine.load() > machine.QUIET_LOAD:
@@ -53,7 +55,15 @@ def run_bench(
     return 0
 
 
-def _why_no_plot() -> str | None:
+def _why_not(output: Path | None, plot: Path | None) -> str | None:
+    """Tell what would spoil the end of the run, before it has begun."""
+    for path in (output, plot):
+        if path is not None and not path.absolute().parent.is_dir():
+            return f"there is no such folder: {path.parent}"
+    if plot is None:
+        return None
+    if plot.suffix not in _FORMATS:
+        return f"a plot is one of {', '.join(_FORMATS)}: {plot}"
     return None if find_spec("matplotlib") else "a plot needs matplotlib: pip install matplotlib"
 
 

@@ -34,7 +34,7 @@ class Arena:
         if shape not in self._blocks:
             span = _span(case)
             slices = max(case.tasks, min(MOST_SLICES, ARENA_BYTES // span), 1)
-            self._blocks[shape] = _allocate(span * slices, huge=case.huge)
+            self._blocks[shape] = allocate(span * slices, huge=case.huge)
             self._blocks[shape][:] = self._fill
             self._next[shape] = 0
         return self._blocks[shape]
@@ -49,7 +49,8 @@ class Arena:
         return [block[start + index * stride :][:each] for index in range(case.blocks)]
 
 
-def _allocate(size: int, *, huge: bool) -> np.ndarray:
+def allocate(size: int, *, huge: bool) -> np.ndarray:
+    """Get memory with huge pages, or with ordinary ones."""
     # Not by numpy, which asks for huge pages itself from some size on.
     mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     mapping.madvise(mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
