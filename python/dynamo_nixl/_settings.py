@@ -24,6 +24,7 @@ Seconds: TypeAlias = float | Default | None
 """A limit in seconds; None: no limit."""
 
 _PREFIX: Final = "DYNAMO_NIXL_"
+_MOST_LANES: Final = 64
 _GIB: Final = 1 << 30
 _ENDLESS: Final = 1 << 63
 
@@ -68,7 +69,7 @@ class Settings:
             timeout=_chosen("timeout", timeout, None),
             keepalive=_chosen("keepalive", keepalive, 5.0),
             quarantine_limit=_bytes(_chosen("quarantine_limit", quarantine_limit, _GIB)),
-            copy_lanes=_bytes(_chosen("copy_lanes", DEFAULT, None)),
+            copy_lanes=_count("copy_lanes", most=_MOST_LANES),
         )
 
 
@@ -99,6 +100,17 @@ def _chosen(name: str, given: Any, default: float | None) -> float | None:
         return seconds(name, float(text), None)
     except ValueError:
         raise ValueError(f"{variable} must be a number that is not negative, or none (no limit): {text!r}") from None
+
+
+def _count(name: str, *, most: int) -> int | None:
+    """Take what the environment says, if it says something."""
+    variable = _PREFIX + name.upper()
+    text = os.environ.get(variable, "").strip()
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and int(text) <= most):
+        raise ValueError(f"{variable} must be a whole number from 0 to {most}: {text!r}")
+    return int(text)
 
 
 def _bytes(value: float | None) -> int | None:

@@ -45,6 +45,20 @@ def test_the_defaults():
     assert settings(**dict.fromkeys(NAMES, DEFAULT)) == DEFAULTS
 
 
+@pytest.mark.parametrize(("text", "lanes"), [("", None), ("0", 0), (" 3 ", 3), ("64", 64)])
+def test_copy_lanes(text, lanes, monkeypatch):
+    """As many as suit the machine, unless the environment says otherwise."""
+    monkeypatch.setenv("DYNAMO_NIXL_COPY_LANES", text)
+    assert Connector()._settings.copy_lanes == lanes
+
+
+@pytest.mark.parametrize("text", ["65", "-1", "1.5", "none", "many"])
+def test_copy_lanes_that_make_no_sense(text, monkeypatch):
+    monkeypatch.setenv("DYNAMO_NIXL_COPY_LANES", text)
+    with pytest.raises(ValueError, match="DYNAMO_NIXL_COPY_LANES must be a whole number from 0 to 64"):
+        Connector()
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("value", [None, 0, 1, 7.0, 1e9])
 def test_given(name, value, monkeypatch):
