@@ -14,6 +14,7 @@ use std::time::Instant;
 use crate::sync::lock::{Condvar, Mutex};
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
 use pyo3_async_runtimes::TaskLocals;
 use pyo3_async_runtimes::generic::{self, ContextExt, JoinError, Runtime};
 
@@ -48,8 +49,8 @@ where
     F: Future<Output = Result<(), Error>> + Send + 'static,
 {
     start_runtime()?;
-    let locals = generic::get_current_locals::<Asyncio>(py)?;
-    let event_loop = locals.event_loop(py).unbind();
+    let event_loop = generic::get_current_locals::<Asyncio>(py)?.event_loop(py).unbind();
+    let locals = TaskLocals::new(Bound::new(py, Receiver { event_loop })?.into_any());
     {
         let mut state = PENDING.here().state.lock();
         if state.is_shut {
@@ -61,16 +62,12 @@ where
     let delivered = generic::future_into_py_with_locals::<Asyncio, _, ()>(py, locals, async move {
         let result = future.await;
         // On the thread that hands over, where waiting for the interpreter holds up nobody.
-        let converted = runtime().spawn_blocking(move || {
-            attached(|py| {
-                let is_wanted = is_open(event_loop.bind(py));
-                is_wanted.then(|| result.map_err(|error| to_exception(py, &error)))
-            })
-        });
-        if let Ok(Some(Some(result))) = converted.await {
+        let converted =
+            runtime().spawn_blocking(move || attached(|py| result.map_err(|error| to_exception(py, &error))));
+        if let Ok(Some(result)) = converted.await {
             return result;
         }
-        // Nobody can receive it. pyo3-async-runtimes would print that, so it never gets to hear of it.
+        // The interpreter is gone, or does not wait any longer.
         PENDING.here().end();
         std::future::pending().await
     });
@@ -100,6 +97,34 @@ impl Pending {
         // One that nobody could receive may still be cancelled, and end again.
         state.count = state.count.saturating_sub(1);
         self.changed.notify_all();
+    }
+}
+
+/// An event loop, for pyo3-async-runtimes: one that was closed meanwhile receives nothing, where that one would print a
+/// traceback. A look beforehand would leave it the time to be closed behind the look.
+#[pyclass(frozen)]
+struct Receiver {
+    event_loop: Py<PyAny>,
+}
+
+#[pymethods]
+impl Receiver {
+    fn create_future(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        self.event_loop.call_method0(py, intern!(py, "create_future"))
+    }
+
+    #[pyo3(signature = (*arguments, **options))]
+    fn call_soon_threadsafe(
+        &self,
+        arguments: &Bound<'_, PyTuple>,
+        options: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<()> {
+        let event_loop = self.event_loop.bind(arguments.py());
+        let called = event_loop.call_method(intern!(event_loop.py(), "call_soon_threadsafe"), arguments, options);
+        match called {
+            Err(_) if !is_open(event_loop) => Ok(()),
+            called => called.map(drop),
+        }
     }
 }
 
@@ -187,7 +212,7 @@ impl Runtime for Asyncio {
         F: FnOnce() + Send + 'static,
     {
         Joined(runtime().spawn_blocking(move || {
-            // It attaches by itself, too; like this nothing can close the loop or end the interpreter in between.
+            // It attaches by itself, too; like this nothing can end the interpreter in between.
             let mut hand_over = Some(hand_over);
             attached(|_| hand_over.take().map(|hand_over| hand_over()));
             // Not dropped where the interpreter is gone, with the references to Python objects in it.

@@ -114,6 +114,22 @@ CLEAN = {
         loop.run_until_complete(asyncio.sleep(0.01))
         loop.close()
     """,
+    "a loop that is closed when the news arrive": """
+        asyncio.run(exchange(5000))
+        class Closing(asyncio.SelectorEventLoop):
+            def call_soon_threadsafe(self, *arguments, **options):
+                if not self.is_running():
+                    self.close()
+                return super().call_soon_threadsafe(*arguments, **options)
+        loop = Closing()
+        connector = Connector()
+        task = loop.create_task(connector.warmup())
+        task._log_destroy_pending = False  # asyncio would remark on it, rightly
+        loop.run_until_complete(asyncio.sleep(0.005))
+        connector._own_connection()._native.open_blocking()
+        while not loop.is_closed() and not task.done():
+            pass
+    """,
     "a loop that was closed while opening": """
         asyncio.run(exchange(5000))
         loop = asyncio.new_event_loop()
