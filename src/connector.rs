@@ -459,14 +459,7 @@ impl Inner {
             return Ok(Arc::clone(spare));
         }
         let name = AgentName::new(&format!("{}-spare-{number}", self.name));
-        let lane = Lane::spawn(
-            "nixl-spare",
-            name,
-            flavor,
-            Arc::clone(&self.factory),
-            self.settings,
-            Role::Whole,
-        )?;
+        let lane = self.spawn("nixl-spare", name, flavor)?;
         *spare = Some(Arc::clone(&lane));
         lanes.spares_made += 1;
         lanes
@@ -474,6 +467,11 @@ impl Inner {
             .retain(|lane| Arc::strong_count(lane) > 1 || lane.pending().0 > 0);
         lanes.retired.extend(replaced);
         Ok(lane)
+    }
+
+    fn spawn(&self, thread: &str, name: AgentName, flavor: AgentFlavor) -> Result<Arc<Lane>> {
+        let factory = Arc::clone(&self.factory);
+        Lane::spawn(thread, name, flavor, factory, self.settings, Role::Whole)
     }
 
     fn copy_lanes(&self, peer: &AgentName) -> Vec<Arc<Lane>> {
@@ -505,14 +503,7 @@ impl Inner {
         if let Some(lane) = slot {
             return Ok(Arc::clone(lane));
         }
-        let lane = Lane::spawn(
-            thread,
-            name,
-            flavor,
-            Arc::clone(&self.factory),
-            self.settings,
-            Role::Whole,
-        )?;
+        let lane = self.spawn(thread, name, flavor)?;
         *slot = Some(Arc::clone(&lane));
         Ok(lane)
     }

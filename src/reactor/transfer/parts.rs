@@ -64,16 +64,12 @@ impl Transfer {
         self.hands.is_some() && self.in_flight.is_empty()
     }
 
-    /// Whether that is worth it, now that its memory is registered.
-    fn has_large_ranges(&self) -> bool {
-        // Each of a crew registers and loads what it moves: of small blocks that takes longer than moving them.
-        let ranges = self.registered().len().max(self.remote.region_count());
-        (ranges as u64).saturating_mul(LEAST_REGION) <= self.operation.bytes_total()
-    }
-
     /// Hands its pieces out to a crew, or sees that it is to do without.
     pub(super) fn share_out(&mut self) {
-        let is_worth_it = self.has_large_ranges();
+        let memory = self.registered();
+        // Each of a crew registers and loads what it moves: of small blocks that takes longer than moving them.
+        let ranges = memory.len().max(self.remote.region_count()) as u64;
+        let is_worth_it = ranges.saturating_mul(LEAST_REGION) <= self.operation.bytes_total();
         let (Some(hands), Source::Own(cursor)) = (self.hands.take().filter(|_| is_worth_it), &mut self.pieces) else {
             return;
         };
@@ -86,7 +82,6 @@ impl Transfer {
         // transfer's own last question goes over another one.
         let probe = || self.has_lists.then(|| Validity::of(&self.remote)).flatten();
         lists.extend(probe().map(|validity| vec![validity.remote()]));
-        let memory = self.registered();
         let crew = hands.hire(Arc::clone(&load), || {
             let operation = Operation::new(
                 self.operation.direction(),
